@@ -1,0 +1,310 @@
+"""Configuration: frozen dataclasses, in which every default is written once.
+
+Each field is made by :func:`option`, which keeps its help, range and choices beside its default.
+The command line, the environment variables, the YAML file and ``--print-config`` are all derived
+from these fields, so a new option is one line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A configuration value is missing, unknown or out of range; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionInfo:
+    """What is known of one option besides its name, type and default."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    metavar: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    metavar: str | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that carries its own documentation and limits."""
+    info = OptionInfo(help, choices, minimum, maximum, metavar, aliases)
+    return dataclasses.field(default=default, metadata={"option": info})
+
+
+def option_info(field: dataclasses.Field[Any]) -> OptionInfo:
+    """The :class:`OptionInfo` of a field made by :func:`option`."""
+    info = field.metadata["option"]
+    if not isinstance(info, OptionInfo):
+        raise TypeError(f"field {field.name} was not made by option()")
+    return info
+
+
+def flag_name(field_name: str) -> str:
+    """``max_num_seqs`` -> ``--max-num-seqs``."""
+    return "--" + field_name.replace("_", "-")
+
+
+class _Checked:
+    """Checks every option's choices and range when a configuration is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            info = option_info(field)
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if info.choices and value not in info.choices:
+                raise ConfigError(
+                    f"{flag_name(field.name)} {value!r} is not one of {', '.join(info.choices)}"
+                )
+            below = info.minimum is not None and value < info.minimum
+            above = info.maximum is not None and value > info.maximum
+            if below or above:
+                low = "" if info.minimum is None else f"at least {info.minimum:g}"
+                high = "" if info.maximum is None else f"at most {info.maximum:g}"
+                wanted = " and ".join(part for part in (low, high) if part)
+                raise ConfigError(f"{flag_name(field.name)} {value!r} must be {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(_Checked):
+    """Which models, and in which arithmetic."""
+
+    model: str | None = option(
+        None,
+        help="verifier: a local folder or a hub id (default: the shipped pair)",
+        metavar="PATH",
+    )
+    draft_model: str | None = option(
+        None,
+        help="draft model; 'none' serves the verifier alone (default: the shipped draft "
+        "when the shipped verifier is served, else none)",
+        metavar="PATH",
+        aliases=("--spec-model", "--speculative-draft-model-path"),
+    )
+    served_model_name: str | None = option(
+        None,
+        help="name by which clients know the model (default: its folder's name)",
+        metavar="NAME",
+    )
+    dtype: str = option(
+        "auto",
+        help="arithmetic; auto is float32 on a CPU, the checkpoint's own type on a GPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device: str = option(
+        "auto",
+        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one",
+        metavar="DEVICE",
+    )
+    load_format: str = option(
+        "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")
+    )
+    max_model_len: int | None = option(
+        None,
+        help="most tokens of prompt and output together (default: what the models allow)",
+        minimum=2,
+        aliases=("--context-length",),
+    )
+    threads: int | None = option(
+        None, help="CPU threads of the worker's kernels (default: one per core)", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions(_Checked):
+    """Memory for keys and values, of both models together."""
+
+    kv_cache_memory: int | None = option(
+        None,
+        help="bytes for the KV of both models (suffixes K, M, G; default: 1G on a CPU, what "
+        "--gpu-memory-utilization leaves on a GPU)",
+        minimum=1,
+        metavar="BYTES",
+    )
+    gpu_memory_utilization: float = option(
+        0.9, help="share of a GPU's memory to use", minimum=0.01, maximum=1.0
+    )
+    block_size: int = option(
+        16,
+        help="tokens per block of KV accounting",
+        minimum=1,
+        maximum=1024,
+        aliases=("--page-size",),
+    )
+    kv_layout: str = option(
+        "auto",
+        help="contiguous: one run per sequence; paged: blocks reached through a table; auto is "
+        "contiguous on a CPU, paged on a GPU",
+        choices=("auto", "contiguous", "paged"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulingOptions(_Checked):
+    """Who runs when, and how many at once."""
+
+    max_num_seqs: int = option(
+        32,
+        help="most requests decoded in one batch",
+        minimum=1,
+        maximum=4096,
+        aliases=("--max-running-requests",),
+    )
+    queue_factor: float = option(
+        1.2,
+        help="admit up to this many times --max-num-seqs requests; the rest wait in the front",
+        minimum=1.0,
+        maximum=100.0,
+    )
+    max_num_batched_tokens: int = option(
+        512,
+        help="most prompt tokens of one prefill chunk",
+        minimum=1,
+        aliases=("--chunked-prefill-size",),
+    )
+    prefill_priority: float = option(
+        0.5,
+        help="prefill's share of a cycle's token budget while requests are decoding",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    max_open_requests: int = option(
+        1024,
+        help="most requests open at once, waiting ones included; more get queue_full",
+        minimum=1,
+        aliases=("--max-num-queued-reqs",),
+    )
+
+    @property
+    def max_admitted(self) -> int:
+        """Requests that may hold a slot at once: ceil(queue_factor * max_num_seqs)."""
+        return int(-(-self.queue_factor * self.max_num_seqs // 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculationOptions(_Checked):
+    """How far the draft model runs ahead."""
+
+    num_speculative_tokens: int = option(
+        4,
+        help="draft tokens per cycle; 0 decodes with the verifier alone",
+        minimum=0,
+        maximum=64,
+        aliases=("--spec-tokens", "--draft-max"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(_Checked):
+    """Where clients connect, and what the server allows them."""
+
+    host: str = option("127.0.0.1", help="address to listen on", metavar="ADDRESS")
+    port: int = option(
+        5555, help="TCP port for clients; 0 picks a free one", minimum=0, maximum=65535
+    )
+    max_message_bytes: int = option(
+        4 * 1024 * 1024, help="largest message that a client may send", minimum=1024
+    )
+    shutdown_timeout: float = option(
+        30.0, help="seconds that a drain may take before it becomes an abort", minimum=0.0
+    )
+    log_level: str = option(
+        "warning",
+        help="least severe log record that is written to stderr",
+        choices=("debug", "info", "warning", "error"),
+    )
+    check_invariants: bool = option(
+        False, help="check KV lengths and block accounts after every cycle (for tests; slow)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything that a server's processes need to know, fixed before the first of them starts."""
+
+    topology: str = "unified"
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    cache: CacheOptions = dataclasses.field(default_factory=CacheOptions)
+    scheduling: SchedulingOptions = dataclasses.field(default_factory=SchedulingOptions)
+    speculation: SpeculationOptions = dataclasses.field(default_factory=SpeculationOptions)
+    server: ServerOptions = dataclasses.field(default_factory=ServerOptions)
+
+    def to_json(self) -> str:
+        """The configuration as JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        """The inverse of :meth:`to_json`. Raises ConfigError for unknown keys or bad values."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EngineConfig:
+        """From nested mappings, as ``dataclasses.asdict`` gives them."""
+        types = get_type_hints(cls)
+        parts: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in types:
+                raise ConfigError(f"unknown configuration key {key!r}")
+            parts[key] = value if key == "topology" else _build(types[key], key, value)
+        return cls(**parts)
+
+    @classmethod
+    def from_options(cls, topology: str = "unified", **options: Any) -> EngineConfig:
+        """From flat option names, e.g. ``from_options(max_num_seqs=8, port=0)``.
+
+        Raises ConfigError for a name that no option has.
+        """
+        groups = option_groups()
+        nested: dict[str, dict[str, Any]] = {name: {} for name in groups}
+        owner = {
+            field.name: name
+            for name, group in groups.items()
+            for field in dataclasses.fields(group)
+        }
+        for key, value in options.items():
+            if key not in owner:
+                raise ConfigError(f"unknown option {key!r}")
+            nested[owner[key]][key] = value
+        return cls.from_dict({"topology": topology, **nested})
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the whole configuration; processes compare it at start-up."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def option_groups() -> dict[str, type[Any]]:
+    """The option groups of EngineConfig in the order of their declaration: name -> dataclass."""
+    hints = get_type_hints(EngineConfig)
+    return {
+        field.name: hints[field.name]
+        for field in dataclasses.fields(EngineConfig)
+        if dataclasses.is_dataclass(hints[field.name])
+    }
+
+
+def _build(group: type[Any], name: str, values: Mapping[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(group)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown configuration key {unknown[0]!r} in {name!r}")
+    return group(**values)

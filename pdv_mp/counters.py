@@ -1,0 +1,32 @@
+"""Counters of one engine; they only grow while a process lives."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Forwards, cycles and tokens.
+
+    ``verify_cycles`` counts request cycles: verify passes of one request with at least one draft
+    token. ``drafted_tokens`` and ``accepted_tokens`` are before any cut by a stop or max_tokens.
+    """
+
+    prefill_forwards: int = 0
+    draft_prefill_forwards: int = 0
+    draft_forwards: int = 0
+    verify_forwards: int = 0
+    verify_cycles: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    stale_proposals: int = 0
+    preemptions: int = 0
+    admitted: int = 0
+    finished: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """All counters by name."""
+        return asdict(self)

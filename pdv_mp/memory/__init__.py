@@ -1,0 +1,1 @@
+"""Pools: shared buffers, KV caches and the accounting of their blocks."""

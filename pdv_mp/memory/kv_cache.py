@@ -1,0 +1,299 @@
+"""KV caches: contiguous runs on the CPU, blocks behind a table elsewhere."""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pdv_mp.memory.attention_plan import AttentionGroup, AttentionPlan, GroupLayout, layout_batch
+from pdv_mp.memory.blocks import blocks_for
+from pdv_mp.memory.shared import SharedBuffer
+from pdv_mp.model.batch import ForwardBatch, to_device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pdv_mp.model.architecture import ModelConfig
+
+
+class KVCache(ABC):
+    """Keys and values of up to `num_slots` sequences of at most `max_model_len` tokens.
+
+    A forward pass calls `plan` once and then `write` and `attend` for each layer. The cache does
+    not know how long a sequence is: rows beyond the committed length are overwritten by whoever
+    writes these positions next, so rolling back is a matter of length alone.
+    """
+
+    _views = False
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_slots: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
+        if min(num_slots, max_model_len, block_size) < 1:
+            raise ValueError("num_slots, max_model_len and block_size must be positive")
+        self.num_slots = num_slots
+        self.max_model_len = max_model_len
+        self.block_size = block_size
+        self.dtype = dtype
+        self.device = device
+        self._num_layers = config.num_layers
+        self._num_kv_heads = config.num_kv_heads
+        self._head_dim = config.head_dim
+        self._group_size = config.group_size
+        # Row i of this view is 0 up to column max_model_len-1-i and -inf after it: the causal masks
+        # of all positions, as overlapping windows of one vector.
+        self._capacity = blocks_for(max_model_len, block_size) * block_size
+        steps = torch.zeros(2 * self._capacity, dtype=dtype, device=device)
+        steps[self._capacity :] = -torch.inf
+        self._masks = steps.as_strided((self._capacity, self._capacity), (1, 1))
+
+    def plan(self, batch: ForwardBatch) -> AttentionPlan:
+        """Lay out a batch. Raises ValueError for a slot or position that does not exist."""
+        if int(batch.slots.max()) >= self.num_slots:
+            raise ValueError(f"slot {batch.slots.max()} of {self.num_slots} does not exist")
+        if int(batch.row_positions.max()) >= self.max_model_len:
+            raise ValueError(
+                f"position {batch.row_positions.max()} lies beyond max_model_len "
+                f"{self.max_model_len}"
+            )
+        write_index = self._write_index(batch)
+        layout = layout_batch(batch, self._views)
+        groups = []
+        first_row = 0
+        for group in layout.groups:
+            lanes, rows = group.query_positions.shape
+            groups.append(
+                AttentionGroup(
+                    lanes=lanes,
+                    rows=rows,
+                    context=group.context,
+                    first_row=first_row,
+                    first_slot=int(group.slots[0]),
+                    gather=self._gather(group),
+                    mask=self._mask(group),
+                )
+            )
+            first_row += lanes * rows
+        return AttentionPlan(
+            write_index=write_index,
+            groups=tuple(groups),
+            pad=None if layout.pad is None else to_device(layout.pad, self.device),
+            restore=None if layout.restore is None else to_device(layout.restore, self.device),
+        )
+
+    @abstractmethod
+    def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
+        """Store the batch's keys and values in place; kv: [N, 2 * num_kv_heads * head_dim].
+
+        Per row all key heads, then all value heads. Only the batch's own rows are touched.
+        """
+
+    def attend(self, layer: int, q: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Causal attention of N query rows over what is written; [N, num_heads * head_dim].
+
+        q: [N, num_heads * head_dim] with heads in the order [group_size, num_kv_heads], so that
+        query heads sharing a key head become extra query rows of it without a copy; the result
+        has the same order.
+        """
+        if plan.pad is not None:
+            q = q.index_select(0, plan.pad)
+        if len(plan.groups) == 1:
+            out = self._attend_group(layer, q, plan.groups[0])
+        else:
+            out = torch.cat(
+                [
+                    self._attend_group(layer, q.narrow(0, g.first_row, g.lanes * g.rows), g)
+                    for g in plan.groups
+                ]
+            )
+        return out if plan.restore is None else out.index_select(0, plan.restore)
+
+    def _attend_group(self, layer: int, q: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
+        keys, values = self._keys_values(layer, group)
+        shape = (group.lanes, group.rows * self._group_size, self._num_kv_heads, self._head_dim)
+        out = F.scaled_dot_product_attention(
+            q.reshape(shape).transpose(1, 2), keys, values, attn_mask=group.mask
+        )
+        return out.transpose(1, 2).reshape(group.lanes * group.rows, -1)
+
+    def _mask(self, group: GroupLayout) -> torch.Tensor | None:
+        if group.uniform:
+            return None
+        rows = self._capacity - 1 - np.repeat(group.query_positions.ravel(), self._group_size)
+        masks = self._masks[:, : group.context].index_select(0, to_device(rows, self.device))
+        return masks.view(len(group.slots), 1, -1, group.context)
+
+    @abstractmethod
+    def _write_index(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
+        """Where `write` puts the rows of the batch."""
+
+    @abstractmethod
+    def _gather(self, group: GroupLayout) -> torch.Tensor | None:
+        """The index through which `_keys_values` finds the group's keys, None for a view."""
+
+    @abstractmethod
+    def _keys_values(self, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a group, each [lanes, num_kv_heads, context, head_dim]."""
+
+
+class ContiguousKVCache(KVCache):
+    """One contiguous run of `max_model_len` tokens per slot, in CPU memory.
+
+    Layout [num_slots, num_layers, 2, num_kv_heads, max_model_len, head_dim]: a range of slots is a
+    strided view and a slot is one range of pages. Memory is committed when rows are written, so
+    the slots together may exceed the block budget; `discard` gives a slot's pages back.
+    """
+
+    _views = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_slots: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        block_size: int,
+    ) -> None:
+        super().__init__(config, num_slots, max_model_len, dtype, block_size, torch.device("cpu"))
+        shape = (
+            self._num_layers,
+            2,
+            self._num_kv_heads,
+            self._capacity,
+            self._head_dim,
+        )
+        slot_bytes = int(np.prod(shape)) * dtype.itemsize
+        self._slot_bytes = blocks_for(slot_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
+        self._buffer = SharedBuffer.create(num_slots * self._slot_bytes, "pdv_mp-kv")
+        flat = self._buffer.tensor().view(dtype)
+        strides = torch.empty(shape, device="meta").stride()
+        pool = flat.as_strided((num_slots, *shape), (self._slot_bytes // dtype.itemsize, *strides))
+        self._keys = [pool[:, layer, 0] for layer in range(self._num_layers)]
+        self._values = [pool[:, layer, 1] for layer in range(self._num_layers)]
+        # [slot, position, key or value, head, head_dim], so that two index vectors address a row.
+        self._rows = [pool[:, layer].permute(0, 3, 1, 2, 4) for layer in range(self._num_layers)]
+
+    def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
+        rows = kv.view(-1, 2, self._num_kv_heads, self._head_dim)
+        self._rows[layer].index_put_(plan.write_index, rows)
+
+    def discard(self, slot: int) -> None:
+        """Give the memory of a slot back to the system; its contents are gone."""
+        if not 0 <= slot < self.num_slots:
+            raise ValueError(f"slot {slot} of {self.num_slots} does not exist")
+        self._buffer.discard(slot * self._slot_bytes, self._slot_bytes)
+
+    def committed_bytes(self) -> int:
+        """Memory that all slots together really occupy, in bytes."""
+        return self._buffer.committed_bytes()
+
+    def close(self) -> None:
+        """Give all memory back; the cache cannot be used afterwards."""
+        self._keys, self._values, self._rows = [], [], []
+        self._buffer.close()
+
+    def _write_index(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
+        return to_device(batch.row_slots, self.device), batch.positions
+
+    def _gather(self, group: GroupLayout) -> torch.Tensor | None:
+        return None if group.dense else to_device(group.slots, self.device)
+
+    def _keys_values(self, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._keys[layer], self._values[layer]
+        if group.gather is None:
+            first, last = group.first_slot, group.first_slot + group.lanes
+            return keys[first:last, :, : group.context], values[first:last, :, : group.context]
+        return (
+            keys[:, :, : group.context].index_select(0, group.gather),
+            values[:, :, : group.context].index_select(0, group.gather),
+        )
+
+
+class PagedKVCache(KVCache):
+    """Blocks of `block_size` tokens reached through a table, on any device.
+
+    Layout [num_layers, num_blocks + 1, block_size, 2, num_kv_heads, head_dim]. `block_table`
+    [num_slots, max_blocks] int32 lives on the device and names the reserved last block, the dummy,
+    where a slot has none; `host_table` is its copy for planning.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__(config, num_slots, max_model_len, dtype, block_size, torch.device(device))
+        if num_blocks < 1:
+            raise ValueError("num_blocks must be positive")
+        self.num_blocks = num_blocks
+        self.dummy_block = num_blocks
+        self.max_blocks = blocks_for(max_model_len, block_size)
+        self.host_table: NDArray[np.int32] = np.full(
+            (num_slots, self.max_blocks), self.dummy_block, dtype=np.int32
+        )
+        table = torch.from_numpy(self.host_table)
+        self.block_table = table if self.device.type == "cpu" else table.to(self.device)
+        shape = (num_blocks + 1, block_size, 2, self._num_kv_heads, self._head_dim)
+        self.pool = torch.zeros((self._num_layers, *shape), dtype=dtype, device=self.device)
+        self._blocks = list(self.pool.unbind(0))
+        self._rows = [layer.view((num_blocks + 1) * block_size, -1) for layer in self._blocks]
+
+    def set_blocks(self, slot: int, block_ids: Sequence[int]) -> None:
+        """Let a slot's sequence live in these blocks, in this order; replaces what was there."""
+        ids = np.asarray(block_ids, dtype=np.int32)
+        if len(ids) > self.max_blocks:
+            raise ValueError(f"{len(ids)} blocks exceed the {self.max_blocks} of a sequence")
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_blocks:
+            raise ValueError(f"block ids must lie in 0 .. {self.num_blocks - 1}")
+        row = self.host_table[slot]
+        row[: len(ids)] = ids
+        row[len(ids) :] = self.dummy_block
+        if self.device.type != "cpu":
+            self.block_table[slot].copy_(torch.from_numpy(row.copy()))
+
+    def clear(self, slot: int) -> None:
+        """Take all blocks from a slot."""
+        self.set_blocks(slot, ())
+
+    def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
+        self._rows[layer].index_copy_(0, plan.write_index[0], kv)
+
+    def _write_index(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
+        blocks = self.host_table[batch.row_slots, batch.row_positions // self.block_size]
+        if int(blocks.max()) == self.dummy_block:
+            row = int(np.argmax(blocks))
+            raise ValueError(
+                f"slot {batch.row_slots[row]} has no block for position {batch.row_positions[row]}"
+            )
+        rows = blocks.astype(np.int64) * self.block_size + batch.row_positions % self.block_size
+        return (to_device(rows, self.device),)
+
+    def _gather(self, group: GroupLayout) -> torch.Tensor:
+        blocks = self.host_table[group.slots, : blocks_for(group.context, self.block_size)]
+        return to_device(blocks.astype(np.int64).ravel(), self.device)
+
+    def _keys_values(self, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        if group.gather is None:
+            raise RuntimeError("a paged group has no block index")
+        rows = self._blocks[layer].index_select(0, group.gather)
+        rows = rows.view(group.lanes, -1, 2, self._num_kv_heads, self._head_dim)
+        keys, values = rows[:, : group.context].permute(2, 0, 3, 1, 4).unbind(0)
+        return keys, values

@@ -1,0 +1,1 @@
+"""The forward pass of the Llama family, its configuration and its weights."""

@@ -1,0 +1,7 @@
+"""The error of everything that can be wrong with a model folder."""
+
+from __future__ import annotations
+
+
+class ModelError(ValueError):
+    """A checkpoint that cannot be served; the text is one sentence meant for the user."""

@@ -1,0 +1,172 @@
+"""What a worker computes with: the models, their caches, and the facts decided at start-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdv_mp.config import CacheOptions, ConfigError, EngineConfig
+from pdv_mp.memory.blocks import blocks_for
+from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.model.architecture import ModelConfig
+from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.model.loading import load_weights, random_weights
+from pdv_mp.model.transformer import Transformer
+from pdv_mp.pools import Pools
+
+DEFAULT_CPU_KV_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunner:
+    """A model bound to its cache on one device."""
+
+    name: str
+    config: ModelConfig
+    transformer: Transformer
+    cache: KVCache
+    device: torch.device
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits [len(batch.logit_rows), vocab] float32; the rows' KV is written to the cache."""
+        return self.transformer.forward(batch, self.cache)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """All that the stages of one process share."""
+
+    target: ModelRunner
+    draft: ModelRunner | None
+    pools: Pools
+    num_slots: int
+    max_model_len: int
+    dtype: torch.dtype
+
+    def facts(self, config: EngineConfig) -> dict[str, Any]:
+        """What other processes need to know of this one; see wire.engine.EngineReady."""
+        return {
+            "fingerprint": config.fingerprint,
+            "vocab_size": usable_vocabulary(self.target, self.draft),
+            "eos_ids": list(self.target.config.eos_token_ids),
+            "max_model_len": self.max_model_len,
+            "max_request_tokens": min(self.max_model_len, self.pools.max_tokens),
+            "credits": self.num_slots,
+            "model": self.target.name,
+            "draft_model": self.draft.name if self.draft else None,
+            "device": str(self.target.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "kv_blocks": self.pools.num_blocks,
+            "block_size": self.pools.block_size,
+        }
+
+
+def usable_vocabulary(target: ModelRunner, draft: ModelRunner | None) -> int:
+    """Ids that both models know; a padded vocabulary may be larger in one of them."""
+    sizes = [runner.config.vocab_size for runner in (target, draft) if runner is not None]
+    return min(sizes)
+
+
+def build_resources(config: EngineConfig) -> Resources:
+    """Load the models and make the pools that a configuration asks for.
+
+    Raises ConfigError when the KV budget cannot hold even one block, ModelError for a checkpoint
+    that cannot be served.
+    """
+    device = pick_device(config.model.device)
+    if config.model.model is None:
+        raise ConfigError("--model is not resolved; start the server through pdv-launch")
+    target_folder = Path(config.model.model)
+    draft_name = config.model.draft_model
+    draft_folder = None if draft_name in (None, "none") else Path(str(draft_name))
+    target_config = ModelConfig.from_folder(target_folder)
+    draft_config = None if draft_folder is None else ModelConfig.from_folder(draft_folder)
+    configs = [part for part in (target_config, draft_config) if part is not None]
+
+    max_model_len = config.model.max_model_len or min(
+        part.max_position_embeddings for part in configs
+    )
+    for part in configs:
+        part.check_max_model_len(max_model_len)
+    dtype = pick_dtype(config.model.dtype, target_config, device)
+    block_size = config.cache.block_size
+    num_slots = config.scheduling.max_admitted
+    block_bytes = block_size * sum(part.kv_bytes_per_token(dtype) for part in configs)
+
+    def load(part: ModelConfig, folder: Path) -> Transformer:
+        if config.model.load_format == "dummy":
+            weights = random_weights(part, dtype, device, seed=0)
+        else:
+            weights = load_weights(part, folder, dtype, device)
+        return Transformer(part, weights, max_model_len)
+
+    transformers = [load(target_config, target_folder)]
+    if draft_config is not None and draft_folder is not None:
+        transformers.append(load(draft_config, draft_folder))
+
+    most_useful = num_slots * blocks_for(max_model_len, block_size)
+    num_blocks = min(kv_budget(config.cache, device) // block_bytes, most_useful)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"--kv-cache-memory is too small: one block of {block_size} tokens takes "
+            f"{block_bytes} bytes"
+        )
+    layout = config.cache.kv_layout
+    if layout == "auto":
+        layout = "contiguous" if device.type == "cpu" else "paged"
+
+    def cache(part: ModelConfig) -> KVCache:
+        if layout == "contiguous":
+            return ContiguousKVCache(part, num_slots, max_model_len, dtype, block_size)
+        return PagedKVCache(part, num_blocks, block_size, num_slots, max_model_len, dtype, device)
+
+    runners = [
+        ModelRunner(name, part, transformer, cache(part), device)
+        for name, part, transformer in zip(
+            (config.model.served_model_name or target_folder.name, Path(str(draft_name)).name),
+            configs,
+            transformers,
+            strict=False,
+        )
+    ]
+    pools = Pools(num_slots, num_blocks, block_size, [runner.cache for runner in runners])
+    draft = runners[1] if len(runners) > 1 else None
+    return Resources(runners[0], draft, pools, num_slots, max_model_len, dtype)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of ``--device``. Raises ConfigError for one that this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: this machine has no usable CUDA device")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name!r} is not supported; use auto, cpu or cuda:N")
+    return device
+
+
+def pick_dtype(name: str, model: ModelConfig, device: torch.device) -> torch.dtype:
+    """The arithmetic of ``--dtype``; ``auto`` is lossless on a CPU and native on a GPU."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else model.dtype
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"--dtype {name!r} is not a floating point type")
+    return dtype
+
+
+def kv_budget(options: CacheOptions, device: torch.device) -> int:
+    """Bytes for the KV of all models. On a GPU call it after the weights are loaded."""
+    if options.kv_cache_memory is not None:
+        return options.kv_cache_memory
+    if device.type == "cpu":
+        return DEFAULT_CPU_KV_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(total * options.gpu_memory_utilization) - (total - free))

@@ -1,0 +1,410 @@
+"""The scheduler of a replica: the one owner of its requests, slots and blocks.
+
+A request is admitted when a slot and room for all its tokens are free, prefilled, waits in
+``ready`` until the batch has a place, runs, and hands its slot back when the stage that had it last
+returns it. The scheduler is plain data: a worker calls it between batches, and stamps come from the
+caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from pdv_mp.config import SchedulingOptions, SpeculationOptions
+from pdv_mp.counters import Counters
+from pdv_mp.pools import Pools
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.sequences import MAX_STOP_IDS, Phase, Sequence, SequenceTable, Slots, enter_all
+from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, Verdict
+from pdv_mp.timeline import Timeline, state_index
+from pdv_mp.wire.engine import Finish, Open, Tokens
+
+_WIRE = state_index("front>verify.wire")
+_DECODE = state_index("front>verify.decode")
+_ADMISSION = state_index("prefill.queue")
+_PREFILL_INBOX = state_index("prefill.inbox")
+_BATCH_QUEUE = state_index("verify.queue")
+_DRAFT_INBOX = state_index("draft.inbox")
+_VERIFY_INBOX = state_index("verify.inbox")
+_ENCODE = state_index("verify>front.encode")
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """The work of one cycle: what is to be drafted, and what is verified without a draft."""
+
+    drafts: DraftOrder | None
+    plain: Proposal | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Emission:
+    """A message to the front, and the timelines that it is to carry by entry number."""
+
+    message: Tokens
+    timelines: list[tuple[int, Timeline]]
+
+
+class Scheduler:
+    """Admission, the running batch, commits, and what the front is to be told."""
+
+    def __init__(
+        self,
+        table: SequenceTable,
+        pools: Pools,
+        scheduling: SchedulingOptions,
+        speculation: SpeculationOptions,
+        counters: Counters,
+        can_draft: bool,
+    ) -> None:
+        self._table = table
+        self._pools = pools
+        self._scheduling = scheduling
+        self._draft_length = speculation.num_speculative_tokens if can_draft else 0
+        self._counters = counters
+        self._by_slot: list[Sequence | None] = [None] * table.num_slots
+        self._by_request: dict[int, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._ready: deque[Sequence] = deque()
+        self._running: list[int] = []
+        self._emissions: list[_Emission] = []
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not been finished."""
+        return len(self._by_request)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def num_ready(self) -> int:
+        """Prefilled requests that wait for a place in the batch."""
+        return len(self._ready)
+
+    @property
+    def num_running(self) -> int:
+        """Requests in the decode batch."""
+        return len(self._running)
+
+    @property
+    def has_emissions(self) -> bool:
+        """Whether there is something to tell the front."""
+        return bool(self._emissions)
+
+    @property
+    def has_cycle(self) -> bool:
+        """Whether :meth:`start_cycle` would give work."""
+        return bool(self._running or self._ready)
+
+    def sequences(self, slots: Slots) -> list[Sequence]:
+        """The sequences that own these slots."""
+        found = [self._by_slot[slot] for slot in slots.tolist()]
+        return [sequence for sequence in found if sequence is not None]
+
+    def sequence_at(self, slot: int) -> Sequence | None:
+        """The sequence that owns a slot, if any."""
+        return self._by_slot[slot]
+
+    def running_sequences(self) -> list[Sequence]:
+        """The sequences of the decode batch."""
+        return [sequence for slot in self._running if (sequence := self._by_slot[slot])]
+
+    # ------------------------------------------------------------------ arrivals and departures
+
+    def submit(self, message: Open) -> None:
+        """Take over a request; the front has checked that it fits this engine."""
+        temperature, top_k, top_p, min_p, seed = message.sampling
+        params = SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            speculate=message.speculate and self._draft_length > 0,
+        )
+        timeline = Timeline.unpack(message.timeline)
+        timeline.enter(_WIRE, message.stamps.sent_ns)
+        timeline.enter(_DECODE, message.stamps.received_ns)
+        timeline.enter(_ADMISSION, message.stamps.decoded_ns)
+        sequence = Sequence(
+            request=message.request,
+            prompt_ids=message.prompt_ids,
+            max_len=len(message.prompt_ids) + message.max_tokens,
+            params=params,
+            seed=seed,
+            stop_ids=message.stop_ids,
+            report_timeline=message.report_timeline,
+            timeline=timeline,
+        )
+        self._by_request[sequence.request] = sequence
+        refusal = self._refusal(sequence)
+        if refusal is not None:
+            self._finish_unadmitted(sequence, Finish.FAILED, refusal)
+            return
+        self._waiting.append(sequence)
+
+    def _refusal(self, sequence: Sequence) -> str | None:
+        if sequence.num_prompt == 0 or sequence.max_len <= sequence.num_prompt:
+            return "a request needs a prompt and room for at least one token"
+        if sequence.max_len > min(self._table.tokens.shape[1], self._pools.max_tokens):
+            return f"{sequence.max_len} tokens do not fit the engine's KV pools"
+        if len(sequence.stop_ids) > MAX_STOP_IDS:
+            return f"a request may have at most {MAX_STOP_IDS} stop ids"
+        return None
+
+    def close(self, request: int) -> Sequence | None:
+        """End a request at the front's wish; unknown ones have ended already.
+
+        Returns the sequence if a stage has it and is asked to give it back: a prefilling one can be
+        withdrawn at once, a running one ends with the verdict that it is waiting for.
+        """
+        sequence = self._by_request.get(request)
+        if sequence is None:
+            return None
+        if sequence.phase is Phase.WAITING:
+            self._waiting.remove(sequence)
+            self._finish_unadmitted(sequence, Finish.ABORT)
+            return None
+        if sequence.phase is Phase.READY:
+            self._ready.remove(sequence)
+            self.end_now(sequence, Finish.ABORT)
+            return None
+        sequence.closing = True
+        return sequence
+
+    def end_now(self, sequence: Sequence, finish: Finish, message: str | None = None) -> None:
+        """End an admitted sequence that no stage has, and free its slot."""
+        self._emit_empty(sequence, finish, message)
+        self._release(sequence)
+
+    def _finish_unadmitted(
+        self, sequence: Sequence, finish: Finish, message: str | None = None
+    ) -> None:
+        self._emit_empty(sequence, finish, message)
+        del self._by_request[sequence.request]
+        sequence.phase = Phase.FINISHED
+        self._counters.finished += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        slot = sequence.slot
+        self._by_slot[slot] = None
+        del self._by_request[sequence.request]
+        sequence.phase = Phase.FINISHED
+        self._table.clear(slot)
+        self._pools.release(slot)
+        self._counters.finished += 1
+
+    # ------------------------------------------------------------------ admission
+
+    def admit(self, now: int) -> list[Sequence]:
+        """Give slots and blocks to waiting requests, first come first served.
+
+        The order is strict: a large request is not overtaken by smaller ones, so it cannot starve.
+        The sequences returned belong to the prefill stage until it returns them.
+        """
+        admitted = []
+        while self._waiting:
+            sequence = self._waiting[0]
+            slot = self._pools.acquire(sequence.max_len)
+            if slot is None:
+                break
+            self._waiting.popleft()
+            sequence.slot = slot
+            sequence.phase = Phase.PREFILLING
+            self._by_slot[slot] = sequence
+            self._table.fill(sequence)
+            sequence.timeline.enter(_PREFILL_INBOX, now)
+            self._counters.admitted += 1
+            admitted.append(sequence)
+        return admitted
+
+    def prefilled(self, result: Prefilled, now: int) -> None:
+        """Take sequences over from the prefill stage, each with its first token."""
+        if len(result.slots) == 0:
+            return
+        sequences = self.sequences(result.slots)
+        zeros = np.zeros(len(result.slots), np.int64)
+        self._commit(result.slots, result.next_ids[:, None], zeros + 1, zeros, zeros)
+        for sequence in sequences:
+            if sequence.phase is not Phase.FINISHED:
+                sequence.phase = Phase.READY
+                sequence.timeline.enter(_BATCH_QUEUE, now)
+                self._ready.append(sequence)
+
+    # ------------------------------------------------------------------ the decode cycle
+
+    def start_cycle(self, now: int) -> Cycle:
+        """Fill the batch from ``ready`` and hand all of it to the draft and verify stages.
+
+        A sequence may draft at most what it can still emit besides the verifier's own token.
+        """
+        while self._ready and len(self._running) < self._scheduling.max_num_seqs:
+            sequence = self._ready.popleft()
+            sequence.phase = Phase.RUNNING
+            self._running.append(sequence.slot)
+        table = self._table
+        slots = np.array(sorted(self._running), np.int64)
+        base = table.committed[slots]
+        room = table.max_len[slots] - base - 1
+        lengths = np.where(table.speculates[slots], np.minimum(self._draft_length, room), 0)
+        drafts = lengths > 0
+        order = plain = None
+        if drafts.any():
+            order = DraftOrder(slots[drafts], base[drafts], lengths[drafts])
+            enter_all(self.sequences(order.slots), _DRAFT_INBOX, now)
+        if not drafts.all():
+            rest = slots[~drafts]
+            none = np.zeros((len(rest), 0), np.int64)
+            plain = Proposal(rest, base[~drafts], lengths[~drafts], none)
+            enter_all(self.sequences(rest), _VERIFY_INBOX, now)
+        return Cycle(order, plain)
+
+    def verified(self, verdict: Verdict, now: int) -> None:
+        """Commit what the verifier accepted and its own token after it.
+
+        What survives waits for the next cycle from ``now`` on.
+        """
+        proposal = verdict.proposal
+        width = proposal.ids.shape[1]
+        emitted = np.full((len(proposal.slots), width + 1), -1, np.int64)
+        emitted[:, :width] = proposal.ids
+        emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
+        self._counters.verify_cycles += int((proposal.lengths > 0).sum())
+        self._counters.drafted_tokens += int(proposal.lengths.sum())
+        self._counters.accepted_tokens += int(verdict.accepted.sum())
+        before = self._table.committed[proposal.slots]
+        self._commit(
+            proposal.slots, emitted, verdict.accepted + 1, proposal.lengths, verdict.accepted
+        )
+        self._roll_back(proposal, before)
+        self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
+        for sequence in self.sequences(proposal.slots):
+            state = _DRAFT_INBOX if sequence.params.speculate else _VERIFY_INBOX
+            sequence.timeline.enter(state, now)
+
+    def _roll_back(self, proposal: Proposal, before: np.ndarray) -> None:
+        """Cut both caches' lengths to what is committed; nothing is copied."""
+        table = self._table
+        open_ = table.request[proposal.slots] >= 0
+        slots = proposal.slots[open_]
+        table.target_len[slots] = table.committed[slots] - 1
+        drafted = proposal.lengths[open_] > 0
+        table.draft_len[slots[drafted]] = np.minimum(
+            (before + proposal.lengths)[open_][drafted] - 1,
+            table.committed[slots[drafted]] - 1,
+        )
+
+    def _commit(
+        self,
+        slots: Slots,
+        emitted: np.ndarray,
+        counts: np.ndarray,
+        drafted: np.ndarray,
+        accepted: np.ndarray,
+    ) -> None:
+        """Append ``emitted[b, :counts[b]]`` to every slot, cut at stops and max_len, and tell the
+        front. ``emitted`` is [B, K + 1], ascending positions from the committed length on."""
+        table = self._table
+        base = table.committed[slots]
+        columns = np.arange(emitted.shape[1])
+        hits = (emitted[:, :, None] == table.stop_ids[slots][:, None, :]) & (emitted >= 0)[
+            :, :, None
+        ]
+        stops = hits.any(axis=2) & (columns < counts[:, None])
+        stopped = stops.any(axis=1)
+        counts = np.where(stopped, stops.argmax(axis=1) + 1, counts)
+        full = base + counts >= table.max_len[slots]
+        overlong = base + counts > table.max_len[slots]
+        counts = np.minimum(counts, table.max_len[slots] - base)
+        stopped &= ~overlong
+        closing = np.array([sequence.closing for sequence in self.sequences(slots)])
+        counts = np.where(closing, 0, counts)
+        used = columns < counts[:, None]
+
+        ids = emitted[used].astype(np.int32)
+        rows = np.repeat(slots, counts)
+        table.tokens[rows, (base[:, None] + columns)[used]] = ids
+        table.committed[slots] = base + counts
+        finish = np.where(
+            closing,
+            Finish.ABORT,
+            np.where(stopped, Finish.STOP, np.where(full, Finish.LENGTH, Finish.NONE)),
+        )
+        last = emitted[np.arange(len(slots)), np.maximum(counts - 1, 0)]
+        self._counters.generated_tokens += len(ids)
+        message = Tokens(
+            requests=table.request[slots],
+            counts=counts.astype(np.int32),
+            drafted=drafted.astype(np.int32),
+            accepted=accepted.astype(np.int32),
+            finish=finish.astype(np.int32),
+            stop_ids=np.where(finish == Finish.STOP, last, -1).astype(np.int32),
+            cached=np.zeros(len(slots), np.int32),
+            ids=ids,
+        )
+        self._emissions.append(_Emission(message, self._reporting(slots)))
+        for slot in slots[finish != Finish.NONE].tolist():
+            sequence = self._by_slot[slot]
+            if sequence is not None:
+                self._release(sequence)
+
+    # ------------------------------------------------------------------ what the front is told
+
+    def _reporting(self, slots: Slots) -> list[tuple[int, Timeline]]:
+        return [
+            (entry, sequence.timeline)
+            for entry, sequence in enumerate(self.sequences(slots))
+            if sequence.report_timeline
+        ]
+
+    def _emit_empty(self, sequence: Sequence, finish: Finish, message: str | None) -> None:
+        zero = np.zeros(1, np.int32)
+        tokens = Tokens(
+            requests=np.array([sequence.request], np.int64),
+            counts=zero,
+            drafted=zero,
+            accepted=zero,
+            finish=np.array([finish], np.int32),
+            stop_ids=zero - 1,
+            cached=zero,
+            ids=zero[:0],
+            messages=[] if message is None else [(0, message)],
+        )
+        timelines = [(0, sequence.timeline)] if sequence.report_timeline else []
+        self._emissions.append(_Emission(tokens, timelines))
+
+    def take_emissions(self, encode_ns: int) -> list[Tokens]:
+        """What is to be sent to the front, timelines closed at ``encode_ns``."""
+        emissions, self._emissions = self._emissions, []
+        for emission in emissions:
+            emission.message.timelines = [
+                (entry, timeline.snapshot(_ENCODE, encode_ns))
+                for entry, timeline in emission.timelines
+            ]
+        return [emission.message for emission in emissions]
+
+    # ------------------------------------------------------------------ checks
+
+    def check(self) -> None:
+        """Raise RuntimeError unless every KV length and every block is as it must be."""
+        self._pools.check()
+        table = self._table
+        for slot in self._running:
+            committed, target = int(table.committed[slot]), int(table.target_len[slot])
+            draft = int(table.draft_len[slot])
+            if target != committed - 1:
+                raise RuntimeError(f"slot {slot}: {committed} tokens, but {target} verifier rows")
+            if draft > committed - 1:
+                raise RuntimeError(f"slot {slot}: {committed} tokens, but {draft} draft rows")
+        owned = {slot for slot, sequence in enumerate(self._by_slot) if sequence is not None}
+        if len(owned) != self._pools.slots_in_use:
+            raise RuntimeError(f"{self._pools.slots_in_use} slots in use, {len(owned)} owned")
+        if self.num_open == 0 and self._pools.blocks_in_use:
+            raise RuntimeError(f"{self._pools.blocks_in_use} blocks leaked")

@@ -1,0 +1,125 @@
+"""The state of the sequences in an engine: columns by slot, and one small object per request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.speculation.sampling import SamplingTable
+from pdv_mp.timeline import Timeline
+
+MAX_STOP_IDS = 32
+"""Most stop ids of one sequence: those of the request, and the model's end-of-sequence ids."""
+
+Slots = npt.NDArray[np.int64]
+"""Slot numbers, ascending, one per entry of a batch."""
+
+
+class Phase(IntEnum):
+    """Where a sequence is in its life."""
+
+    WAITING = 0
+    PREFILLING = 1
+    READY = 2
+    RUNNING = 3
+    FINISHED = 4
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request as its scheduler sees it; its numbers are columns of :class:`SequenceTable`.
+
+    ``slot`` is -1 and ``blocks`` is empty until admission; both belong to the scheduler's pools.
+    ``closing`` marks a sequence that ends as soon as the stage that has it hands it back.
+    """
+
+    request: int
+    prompt_ids: npt.NDArray[np.int32]
+    max_len: int
+    params: SamplingParams
+    seed: int
+    stop_ids: tuple[int, ...]
+    report_timeline: bool
+    timeline: Timeline
+    slot: int = -1
+    phase: Phase = Phase.WAITING
+    closing: bool = False
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_ids)
+
+
+class SequenceTable:
+    """What the stages of a worker know of the sequences, in columns indexed by slot.
+
+    Invariants between cycles, for a running slot with ``committed`` = L (prompt + emitted tokens):
+    the verifier's cache holds exactly L - 1 rows (``target_len``), the draft's at most L - 1
+    (``draft_len``). Rows above these lengths are stale and are overwritten before they are read.
+    """
+
+    def __init__(self, num_slots: int, max_model_len: int) -> None:
+        self.tokens = np.zeros((num_slots, max_model_len), np.int32)
+        self.request = np.full(num_slots, -1, np.int64)
+        self.num_prompt = np.zeros(num_slots, np.int64)
+        self.max_len = np.zeros(num_slots, np.int64)
+        self.committed = np.zeros(num_slots, np.int64)
+        self.target_len = np.zeros(num_slots, np.int64)
+        self.draft_len = np.zeros(num_slots, np.int64)
+        self.speculates = np.zeros(num_slots, np.bool_)
+        self.stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)
+        self.sampling = SamplingTable(num_slots)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots in the table."""
+        return len(self.request)
+
+    def fill(self, sequence: Sequence) -> None:
+        """Write a newly admitted sequence's columns; its caches are still empty."""
+        slot = sequence.slot
+        self.tokens[slot, : sequence.num_prompt] = sequence.prompt_ids
+        self.request[slot] = sequence.request
+        self.num_prompt[slot] = sequence.num_prompt
+        self.max_len[slot] = sequence.max_len
+        self.committed[slot] = sequence.num_prompt
+        self.target_len[slot] = 0
+        self.draft_len[slot] = 0
+        self.speculates[slot] = sequence.params.speculate
+        self.stop_ids[slot] = -1
+        self.stop_ids[slot, : len(sequence.stop_ids)] = sequence.stop_ids
+        self.sampling.set(slot, sequence.params, sequence.seed)
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot that is going back to its pool."""
+        self.request[slot] = -1
+        self.committed[slot] = self.target_len[slot] = self.draft_len[slot] = 0
+
+    def ragged_tokens(
+        self, slots: Slots, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Tokens ``starts[b] .. starts[b] + lengths[b]`` of every slot, flattened, int64."""
+        tokens = self.tokens[np.repeat(slots, lengths), ragged_range(starts, lengths)]
+        return tokens.astype(np.int64)
+
+
+def ragged_range(
+    starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """``concatenate([arange(s, s + n) for s, n in zip(starts, lengths)])`` without the loop."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    offsets: Slots = np.repeat(starts - (ends - lengths), lengths)
+    return offsets + np.arange(total, dtype=np.int64)
+
+
+def enter_all(sequences: Iterable[Sequence], state: int, now: int) -> None:
+    """Stamp one change of state for many sequences."""
+    for sequence in sequences:
+        sequence.timeline.enter(state, now)

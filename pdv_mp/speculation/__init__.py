@@ -1,0 +1,5 @@
+"""Speculative decoding's own rules.
+
+``noise``: Gumbel noise shared by draft and verifier. ``sampling``: logits to tokens.
+``acceptance``: which draft tokens are kept.
+"""

@@ -1,0 +1,273 @@
+"""From logits to tokens, all rows of a batch at once.
+
+A sampled row goes through the chain of transformers' temperature, top_k, top_p and min_p warpers,
+in that order, and its token is the argmax of the processed log-probability plus Gumbel noise
+(pdv_mp/speculation/noise.py), which has exactly the processed law. A greedy row is the argmax.
+
+How the truncations are computed, so that no path through this file can give another result:
+
+- ``z = (logits - max) / temperature``: 0 at the best token, so nothing cancels at low temperatures.
+- Tokens are ranked by z, equal ones by the higher id first. That is how transformers' stable
+  ascending sort ranks them, and it decides which of equal tokens the nucleus keeps.
+- top_k keeps every token whose z is at least the k-th, ties included.
+- top_p keeps a token if the mass ranked above it is less than top_p.
+- min_p keeps a token if ``z >= log(min_p)``, the ratio to the best token's probability.
+
+All of these keep the first so many ranks. Hence a row's best few dozen tokens tell the whole
+support, provided that it ends among them; rows where it does not are ranked further, in the end in
+full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.speculation.noise import gumbel, gumbel_at, row_keys
+
+_MIN_CANDIDATES = 64
+"""Tokens per row that are looked at first when a truncation is asked for."""
+
+_MAX_CANDIDATES = 1024
+"""Rows with a larger top_k do not enlarge the batch's number of candidates beyond this."""
+
+_GROWTH = 8
+_TOP_K_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """The parameters of a batch's rows, one entry per row of logits.
+
+    ``temperature`` float32, 0 for greedy; ``top_k`` int64, 0 for all; ``top_p``, ``min_p`` float64;
+    ``seeds`` int64; ``positions`` int64: the index, in prompt and output together, of the token
+    being sampled. All [R], on the host.
+    """
+
+    temperature: npt.NDArray[np.float32]
+    top_k: npt.NDArray[np.int64]
+    top_p: npt.NDArray[np.float64]
+    min_p: npt.NDArray[np.float64]
+    seeds: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def all_greedy(self) -> bool:
+        """No row draws noise."""
+        return not self.temperature.any()
+
+    def select(self, index: npt.NDArray[np.int64]) -> SamplingRows:
+        """Some of the rows."""
+        return SamplingRows(
+            self.temperature[index],
+            self.top_k[index],
+            self.top_p[index],
+            self.min_p[index],
+            self.seeds[index],
+            self.positions[index],
+        )
+
+
+class SamplingTable:
+    """The sampling parameters of every slot, in columns."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._temperature = np.zeros(num_slots, np.float32)
+        self._top_k = np.zeros(num_slots, np.int64)
+        self._top_p = np.ones(num_slots, np.float64)
+        self._min_p = np.zeros(num_slots, np.float64)
+        self._seeds = np.zeros(num_slots, np.int64)
+
+    def set(self, slot: int, params: SamplingParams, seed: int) -> None:
+        """Write a slot's row. ``seed``: any int64, that of the request or one drawn for it.
+
+        A temperature too small for float32 is greedy.
+        """
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = min(max(params.top_k, 0), _TOP_K_LIMIT)
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._seeds[slot] = seed
+
+    def rows(self, slots: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> SamplingRows:
+        """The rows of a batch: ``slots`` [R], one slot may occur many times; ``positions`` [R]."""
+        return SamplingRows(
+            temperature=self._temperature[slots],
+            top_k=self._top_k[slots],
+            top_p=self._top_p[slots],
+            min_p=self._min_p[slots],
+            seeds=self._seeds[slots],
+            positions=np.asarray(positions, np.int64),
+        )
+
+
+def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """One token per row: int64 [R], on the device of ``logits``.
+
+    ``logits`` float32 [R, V], without NaN; -inf forbids a token. Of equal scores the lowest id
+    wins. On a GPU the host waits only if some row asks for top_k or top_p: once, and again for the
+    rare rows whose support is larger than the first candidates.
+    """
+    if rows.all_greedy:
+        return logits.argmax(dim=-1)
+    vocab_size = logits.shape[1]
+    greedy = rows.temperature == 0
+    ranked = ~greedy & (((rows.top_k > 0) & (rows.top_k < vocab_size)) | (rows.top_p < 1))
+    ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    for chosen, choose in (
+        (greedy, _sample_greedy),
+        (~greedy & ~ranked, _sample_unranked),
+        (ranked, _sample_ranked),
+    ):
+        if chosen.all():
+            return choose(logits, rows)
+        if chosen.any():
+            index = np.flatnonzero(chosen)
+            on_device = _to_device(index, logits)
+            ids[on_device] = choose(logits[on_device], rows.select(index))
+    return ids
+
+
+def processed_logprobs(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Log-probabilities after the whole chain: float32 [R, V], -inf outside the support.
+
+    ``logits`` as for :func:`sample`. A greedy row is 0 at its argmax.
+    """
+    greedy = rows.temperature == 0
+    z = _scaled(logits, replace(rows, temperature=np.where(greedy, 1, rows.temperature)))
+    best = _rank(z, z.shape[1])
+    kept = _support(best, _full_mass(z, rows), rows).kept
+    outside = torch.ones_like(z, dtype=torch.bool).scatter_(1, best.ids, ~kept)
+    all_but_best = torch.ones_like(outside).scatter_(1, logits.argmax(-1, keepdim=True), False)
+    outside = torch.where(_to_device(greedy[:, None], z), all_but_best, outside)
+    return z.masked_fill_(outside, -torch.inf).log_softmax(dim=-1)
+
+
+class _Ranked(NamedTuple):
+    """The best C tokens of each row by (z, id), descending: both [R, C]."""
+
+    z: Tensor
+    ids: Tensor
+
+
+class _Support(NamedTuple):
+    """``kept`` bool [R, C]: ranks in the support. ``complete`` bool [R]: there are no others."""
+
+    kept: Tensor
+    complete: Tensor
+
+
+def _sample_greedy(logits: Tensor, rows: SamplingRows) -> Tensor:
+    del rows
+    return logits.argmax(dim=-1)
+
+
+def _sample_unranked(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Rows that at most min_p truncates, which needs no ranking."""
+    z = _scaled(logits, rows)
+    if rows.min_p.any():
+        z.masked_fill_(z < _log_min_p(rows, z), -torch.inf)
+    return z.add_(gumbel(_keys(rows, z), z.shape[1])).argmax(dim=-1)
+
+
+def _sample_ranked(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Rows with top_k or top_p: among the best candidates; where these do not do, among more."""
+    z = _scaled(logits, rows)
+    mass = _full_mass(z, rows)
+    count = _num_candidates(rows, z.shape[1])
+    ids, complete = _draw(_rank(z, count), mass, rows)
+    open_rows = np.arange(len(rows))
+    while count < z.shape[1] and not bool(complete.all()):
+        count = min(z.shape[1], _GROWTH * count)
+        open_rows = open_rows[~complete.cpu().numpy()]
+        index = _to_device(open_rows, z)
+        ids[index], complete = _draw(_rank(z[index], count), mass[index], rows.select(open_rows))
+    return ids
+
+
+def _num_candidates(rows: SamplingRows, vocab_size: int) -> int:
+    """Enough for every top_k and one token more, whose z shows that the k-th has no equals left."""
+    wanted = rows.top_k[rows.top_k < _MAX_CANDIDATES].max(initial=0) + 1
+    return min(vocab_size, max(int(wanted), _MIN_CANDIDATES))
+
+
+def _scaled(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """z [R, V]: logits less their maximum, over the temperature."""
+    temperature = _to_device(rows.temperature[:, None], logits)
+    return (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature)
+
+
+def _full_mass(z: Tensor, rows: SamplingRows) -> Tensor:
+    """Sum of exp(z) over the vocabulary: float64 [R, 1]. Ones if no row needs it.
+
+    The best token has z = 0, so its probability is the reciprocal. softmax treats each row by
+    itself, where a plain sum may be split differently when the batch is another.
+    """
+    if not np.any((rows.top_p < 1) & (rows.top_k == 0)):
+        return z.new_ones((len(rows), 1), dtype=torch.float64)
+    return z.softmax(dim=-1).amax(dim=-1, keepdim=True).double().reciprocal_()
+
+
+def _rank(z: Tensor, count: int) -> _Ranked:
+    """The best ``count`` tokens; of equal ones at the very end of the list, any."""
+    if count == z.shape[1]:
+        values, ids = z.sort(dim=-1, stable=True)
+        return _Ranked(values.flip(-1), ids.flip(-1))
+    ids = z.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    values, order = z.gather(1, ids).sort(dim=-1, stable=True)
+    return _Ranked(values.flip(-1), ids.gather(1, order).flip(-1))
+
+
+def _support(best: _Ranked, mass: Tensor, rows: SamplingRows) -> _Support:
+    """Which of the ranked tokens the chain keeps, and whether it keeps no others.
+
+    ``mass`` [R, 1]: of the whole vocabulary, from :func:`_full_mass`; not used by rows with top_k.
+    """
+    z = best.z
+    has_top_k = rows.top_k > 0
+    last_rank = np.where(has_top_k, np.minimum(rows.top_k, z.shape[1]), 1) - 1
+    lowest = z.gather(1, _to_device(last_rank[:, None], z))
+    lowest.masked_fill_(_to_device(~has_top_k[:, None], z), -torch.inf)
+    kept = (z >= lowest) & (z >= _log_min_p(rows, z)) & (z > -torch.inf)
+    if np.any(rows.top_p < 1):
+        weights = z.double().exp_().masked_fill_(z < lowest, 0.0)
+        up_to = weights.cumsum(dim=-1)
+        mass = torch.where(_to_device(has_top_k[:, None], z), up_to[:, -1:], mass)
+        top_p = _to_device(np.where(rows.top_p < 1, rows.top_p, np.inf)[:, None], z)
+        kept &= (up_to - weights) < top_p * mass
+    last = z[:, -1]
+    worst_kept = z.masked_fill(~kept, torch.inf).amin(dim=-1)
+    complete = (last == -torch.inf) | ((last < lowest[:, 0]) | _to_device(~has_top_k, z)) & (
+        last < worst_kept
+    )
+    return _Support(kept, complete)
+
+
+def _draw(best: _Ranked, mass: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    """The winning ids [R], and which rows' support was complete [R]."""
+    kept, complete = _support(best, mass, rows)
+    scores = (best.z + gumbel_at(_keys(rows, best.z), best.ids)).masked_fill_(~kept, -torch.inf)
+    beaten = scores < scores.amax(dim=-1, keepdim=True)
+    return best.ids.masked_fill(beaten, _TOP_K_LIMIT).amin(dim=-1), complete
+
+
+def _log_min_p(rows: SamplingRows, like: Tensor) -> Tensor:
+    with np.errstate(divide="ignore"):
+        return _to_device(np.log(rows.min_p)[:, None].astype(np.float32), like)
+
+
+def _keys(rows: SamplingRows, like: Tensor) -> Tensor:
+    return _to_device(row_keys(rows.seeds, rows.positions), like)
+
+
+def _to_device(column: npt.NDArray[Any], like: Tensor) -> Tensor:
+    return torch.from_numpy(column).to(like.device, non_blocking=True)

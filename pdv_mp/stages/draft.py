@@ -1,0 +1,70 @@
+"""Draft: the small model runs ahead, one forward per draft token for the whole batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pdv_mp.counters import Counters
+from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.resources import ModelRunner
+from pdv_mp.sequences import SequenceTable
+from pdv_mp.speculation.sampling import sample
+from pdv_mp.stages.messages import DraftOrder, Proposal
+
+
+class DraftStage:
+    """Proposes tokens with the draft model, sampled with the same noise as the verifier's."""
+
+    name = "draft"
+
+    def __init__(self, table: SequenceTable, draft: ModelRunner, counters: Counters) -> None:
+        self._table = table
+        self._draft = draft
+        self._counters = counters
+        self.inbox: DraftOrder | None = None
+
+    def put(self, order: DraftOrder) -> None:
+        """Take over the slots of an order until their proposal is returned."""
+        if self.inbox is not None:
+            raise RuntimeError("a draft order arrived before the last one was run")
+        self.inbox = order
+
+    def form(self) -> DraftOrder | None:
+        """The order to run next."""
+        order, self.inbox = self.inbox, None
+        return order
+
+    def run(self, order: DraftOrder) -> Proposal:
+        """``max(lengths)`` forwards of the draft.
+
+        The first one also feeds what the draft's cache lacks: one token after a rejection, two
+        after a full acceptance (the last draft token was never fed), more after cycles without
+        drafting. The token at absolute position ``base + i`` is proposed by step i.
+        """
+        table = self._table
+        ids = np.full((len(order.slots), int(order.lengths.max())), -1, np.int64)
+        starts = table.draft_len[order.slots]
+        fed = order.base - starts
+        token_ids = table.ragged_tokens(order.slots, starts, fed)
+        active = np.arange(len(order.slots))
+        for step in range(ids.shape[1]):
+            slots = order.slots[active]
+            logits = self._draft.forward(
+                ForwardBatch.build(
+                    token_ids,
+                    fed,
+                    starts,
+                    slots,
+                    logit_rows=np.cumsum(fed) - 1,
+                    device=self._draft.device,
+                )
+            )
+            self._counters.draft_forwards += 1
+            rows = table.sampling.rows(slots, order.base[active] + step)
+            ids[active, step] = sample(logits, rows).cpu().numpy()
+            active = active[order.lengths[active] > step + 1]
+            token_ids = ids[active, step]
+            starts = order.base[active] + step
+            fed = np.ones(len(active), np.int64)
+        table.draft_len[order.slots] = order.base + order.lengths - 1
+        return Proposal(order.slots, order.base, order.lengths, ids)

@@ -1,0 +1,89 @@
+"""Verify: one forward of the large model judges every proposal of the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pdv_mp.counters import Counters
+from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.resources import ModelRunner
+from pdv_mp.sequences import SequenceTable, ragged_range
+from pdv_mp.speculation.acceptance import accept
+from pdv_mp.speculation.sampling import sample
+from pdv_mp.stages.messages import Proposal, Verdict
+
+
+class VerifyStage:
+    """Samples the verifier's own token at every drafted position, and compares."""
+
+    name = "verify"
+
+    def __init__(self, table: SequenceTable, target: ModelRunner, counters: Counters) -> None:
+        self._table = table
+        self._target = target
+        self._counters = counters
+        self.inbox: list[Proposal] = []
+
+    def put(self, proposal: Proposal) -> None:
+        """Take over the slots of a proposal until their verdict is returned."""
+        self.inbox.append(proposal)
+
+    def form(self) -> Proposal | None:
+        """All that is in the inbox as one proposal, slots ascending; stale entries are dropped."""
+        if not self.inbox:
+            return None
+        proposals, self.inbox = self.inbox, []
+        merged = _merge(proposals)
+        fresh = self._table.committed[merged.slots] == merged.base
+        if not fresh.all():
+            self._counters.stale_proposals += int((~fresh).sum())
+            merged = _select(merged, np.flatnonzero(fresh))
+        return merged if len(merged.slots) else None
+
+    def run(self, proposal: Proposal) -> Verdict:
+        """One forward over ``lengths[b] + 1`` rows per slot: the last committed token and the
+        drafts after it, at positions ``base - 1 .. base - 1 + lengths``."""
+        table = self._table
+        lengths = proposal.lengths + 1
+        token_ids = np.empty((len(lengths), proposal.ids.shape[1] + 1), np.int64)
+        token_ids[:, 0] = table.tokens[proposal.slots, proposal.base - 1]
+        token_ids[:, 1:] = proposal.ids
+        used = np.arange(token_ids.shape[1]) < lengths[:, None]
+        logits = self._target.forward(
+            ForwardBatch.build(
+                token_ids[used],
+                lengths,
+                proposal.base - 1,
+                proposal.slots,
+                logit_rows=None,
+                device=self._target.device,
+            )
+        )
+        self._counters.verify_forwards += 1
+        rows = table.sampling.rows(
+            np.repeat(proposal.slots, lengths), ragged_range(proposal.base, lengths)
+        )
+        own = sample(logits, rows).cpu().numpy()
+        outcome = accept(proposal.ids, proposal.lengths, own)
+        return Verdict(proposal, outcome.accepted, outcome.next_ids)
+
+
+def _merge(proposals: list[Proposal]) -> Proposal:
+    if len(proposals) == 1:
+        return proposals[0]
+    width = max(proposal.ids.shape[1] for proposal in proposals)
+    slots = np.concatenate([proposal.slots for proposal in proposals])
+    ids = np.full((len(slots), width), -1, np.int64)
+    row = 0
+    for proposal in proposals:
+        ids[row : row + len(proposal.slots), : proposal.ids.shape[1]] = proposal.ids
+        row += len(proposal.slots)
+    base = np.concatenate([proposal.base for proposal in proposals])
+    lengths = np.concatenate([proposal.lengths for proposal in proposals])
+    return _select(Proposal(slots, base, lengths, ids), np.argsort(slots, kind="stable"))
+
+
+def _select(proposal: Proposal, rows: np.ndarray) -> Proposal:
+    return Proposal(
+        proposal.slots[rows], proposal.base[rows], proposal.lengths[rows], proposal.ids[rows]
+    )

@@ -1,0 +1,133 @@
+"""Drives a Worker by hand: random arrivals, random departures, everything it emits collected."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pdv_mp.config import EngineConfig
+from pdv_mp.resources import build_resources
+from pdv_mp.timeline import Timeline, state_index
+from pdv_mp.wire.engine import Finish, Open, Stamps
+from pdv_mp.worker import Worker
+
+_ENCODE = state_index("front>verify.encode")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the engine."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    speculate: bool = True
+
+
+@dataclass
+class Result:
+    """What came back."""
+
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = Finish.NONE
+    stop_id: int = -1
+    drafted: int = 0
+    accepted: int = 0
+    terminals: int = 0
+    timeline: list[object] | None = None
+
+
+def make_worker(folder: Path, draft: Path | None, **options: object) -> Worker:
+    """A Worker on models in local folders, with invariants checked after every cycle."""
+    settings = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 26, **options}
+    config = EngineConfig.from_options(
+        model=str(folder), draft_model=str(draft) if draft else "none", **settings
+    )
+    return Worker(build_resources(config), config)
+
+
+def open_message(key: int, request: Request, report_timeline: bool = False) -> Open:
+    now = time.monotonic_ns()
+    return Open(
+        request=key,
+        prompt_ids=np.array(request.prompt, np.int32),
+        max_tokens=request.max_tokens,
+        sampling=(
+            request.temperature,
+            request.top_k,
+            request.top_p,
+            request.min_p,
+            request.seed,
+        ),
+        stop_ids=request.stop_ids,
+        speculate=request.speculate,
+        report_timeline=report_timeline,
+        timeline=Timeline(_ENCODE, now).pack(),
+        stamps=Stamps(now, now, now, now),
+    )
+
+
+def collect(worker: Worker, results: dict[int, Result]) -> int:
+    """Apply what the worker has emitted; how many requests ended."""
+    ended = 0
+    for message in worker.emissions(time.monotonic_ns()):
+        offset = 0
+        for entry, key in enumerate(message.requests.tolist()):
+            result = results[key]
+            count = int(message.counts[entry])
+            result.ids += message.ids[offset : offset + count].tolist()
+            offset += count
+            result.drafted += int(message.drafted[entry])
+            result.accepted += int(message.accepted[entry])
+            finish = Finish(int(message.finish[entry]))
+            if finish is not Finish.NONE:
+                result.finish = finish
+                result.stop_id = int(message.stop_ids[entry])
+                result.terminals += 1
+                ended += 1
+        assert offset == len(message.ids)
+        for entry, timeline in message.timelines:
+            results[int(message.requests[entry])].timeline = timeline
+    return ended
+
+
+def run(
+    worker: Worker,
+    requests: list[Request],
+    rng: np.random.Generator,
+    arrivals_per_step: float = 2.0,
+    cancel_probability: float = 0.0,
+    report_timeline: bool = False,
+) -> list[Result]:
+    """Serve all requests, arriving at random between batches, some cancelled on the way."""
+    results = {key: Result() for key in range(len(requests))}
+    pending = list(range(len(requests)))[::-1]
+    running: set[int] = set()
+    ended = 0
+    while ended < len(requests):
+        for _ in range(int(rng.poisson(arrivals_per_step))):
+            if pending:
+                key = pending.pop()
+                worker.scheduler.submit(open_message(key, requests[key], report_timeline))
+                running.add(key)
+        if running and rng.random() < cancel_probability:
+            worker.close([int(rng.choice(sorted(running)))])
+        progressed = worker.step()
+        ended += collect(worker, results)
+        running = {key for key in running if results[key].terminals == 0}
+        assert progressed or pending or not running, "the engine stopped with requests open"
+    while worker.step():
+        pass
+    worker.scheduler.check()
+    assert worker.pools.blocks_in_use == 0, "leaked KV blocks"
+    assert worker.pools.slots_in_use == 0, "leaked slots"
+    assert all(result.terminals == 1 for result in results.values())
+    return [results[key] for key in range(len(requests))]

@@ -1,0 +1,160 @@
+"""Losslessness on tiny random models: ten thousand requests in CI, every token judged.
+
+The oracle is a transformers forward over prompt + output (see ``oracle.py``). Every group of
+requests is also decoded without speculation and the two outputs are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_driver import Request, Result, make_worker, run
+from oracle import Oracle, compare
+from tiny_model import VOCABULARY, TinyPair
+from transformers import AutoModelForCausalLM
+
+from pdv_mp.wire.engine import Finish
+
+REQUESTS_PER_CASE = 1300
+EQUAL_SHARE = 0.999
+
+# draft length, batch, prefill tokens per chunk, prefill priority, block size, KV bytes, layout
+CASES = {
+    "k1-batch32": (1, 32, 64, 0.5, 16, 1 << 26, "contiguous"),
+    "k2-batch5-small-chunks": (2, 5, 7, 0.3, 4, 1 << 26, "contiguous"),
+    "k3-batch32-paged": (3, 32, 48, 0.5, 8, 1 << 26, "paged"),
+    "k4-batch16-tight-memory": (4, 16, 32, 1.0, 16, 1 << 18, "contiguous"),
+    "k5-batch1": (5, 8, 16, 0.5, 1, 1 << 26, "contiguous"),
+    "k6-batch32-one-token-chunks": (6, 32, 3, 0.5, 16, 1 << 26, "contiguous"),
+    "k7-batch13-paged-tight": (7, 13, 64, 0.5, 4, 1 << 18, "paged"),
+    "k8-batch32": (8, 32, 512, 0.5, 16, 1 << 26, "contiguous"),
+}
+
+
+def random_requests(rng: np.random.Generator, count: int, vocabulary: int) -> list[Request]:
+    """Prompts of 1 to 60 tokens, outputs of 1 to 20; half greedy, half sampled in many ways."""
+    requests = []
+    for _ in range(count):
+        length = int(rng.choice([1, 2, 3, int(rng.integers(4, 24)), int(rng.integers(24, 60))]))
+        sampled = rng.random() < 0.5
+        requests.append(
+            Request(
+                prompt=tuple(rng.integers(0, vocabulary, length).tolist()),
+                max_tokens=int(rng.integers(1, 21)),
+                temperature=float(rng.choice([0.5, 0.7, 1.0, 1.3])) if sampled else 0.0,
+                top_k=int(rng.choice([0, 1, 5, 40])),
+                top_p=float(rng.choice([1.0, 0.95, 0.7, 0.1])),
+                min_p=float(rng.choice([0.0, 0.0, 0.02, 0.2])),
+                seed=int(rng.integers(0, 2**53)),
+                stop_ids=tuple(rng.integers(0, vocabulary, int(rng.integers(0, 4))).tolist()),
+                speculate=bool(rng.random() < 0.9),
+            )
+        )
+    return requests
+
+
+def serve(
+    folder: Path, draft: Path, case: str, requests: list[Request], seed: int
+) -> list[Result]:
+    length, batch, chunk, priority, block_size, memory, layout = CASES[case]
+    worker = make_worker(
+        folder,
+        draft,
+        num_speculative_tokens=length,
+        max_num_seqs=batch,
+        max_num_batched_tokens=chunk,
+        prefill_priority=priority,
+        block_size=block_size,
+        kv_cache_memory=memory,
+        kv_layout=layout,
+        max_model_len=128,
+    )
+    return run(worker, requests, np.random.default_rng(seed), arrivals_per_step=3.0)
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_pair: TinyPair) -> Oracle:
+    return Oracle(tiny_pair.verifier)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_token_is_the_verifiers_own(
+    case: str, tiny_pair: TinyPair, oracle: Oracle, record_property: pytest.FixtureRequest
+) -> None:
+    seed = 1 + list(CASES).index(case)
+    requests = random_requests(np.random.default_rng(seed), REQUESTS_PER_CASE, VOCABULARY)
+    results = serve(tiny_pair.verifier, tiny_pair.draft, case, requests, seed)
+    verdicts = oracle.judge(requests, results)
+    assert verdicts.wrong == []
+
+    alone = [replace(request, speculate=False) for request in requests]
+    plain = serve(tiny_pair.verifier, tiny_pair.draft, case, alone, seed + 100)
+    differing, illegal = compare(oracle, requests, results, plain)
+    assert illegal == []
+    assert differing <= (1 - EQUAL_SHARE) * len(requests)
+
+    accepted = sum(result.accepted for result in results)
+    drafted = sum(result.drafted for result in results)
+    assert 0.1 < accepted / drafted < 0.95, "the pair must accept some drafts and reject others"
+    assert {result.finish for result in results} == {Finish.STOP, Finish.LENGTH}
+    print(
+        f"{case}: {len(requests)} requests, {verdicts.tokens} tokens, "
+        f"{verdicts.near_ties} near-ties, {differing} differ from plain decoding, "
+        f"acceptance {accepted / drafted:.2f}"
+    )
+
+
+@pytest.mark.parametrize("length", [1, 4, 8])
+def test_the_verifier_as_its_own_draft_accepts_everything(
+    length: int, tiny_pair: TinyPair, oracle: Oracle
+) -> None:
+    requests = random_requests(np.random.default_rng(length), 300, VOCABULARY)
+    requests = [replace(request, stop_ids=(), speculate=True) for request in requests]
+    worker = make_worker(
+        tiny_pair.verifier, tiny_pair.verifier, num_speculative_tokens=length, max_model_len=128
+    )
+    results = run(worker, requests, np.random.default_rng(9))
+    assert oracle.judge(requests, results).wrong == []
+    drafted = worker.counters.drafted_tokens
+    assert drafted > 1000
+    assert worker.counters.accepted_tokens / drafted >= 0.999
+
+
+def test_equal_to_transformers_generate(tiny_pair: TinyPair, oracle: Oracle) -> None:
+    rng = np.random.default_rng(5)
+    requests = [
+        Request(prompt=tuple(rng.integers(0, VOCABULARY, 17).tolist()), max_tokens=24)
+        for _ in range(256)
+    ]
+    worker = make_worker(tiny_pair.verifier, tiny_pair.draft, max_model_len=128)
+    results = run(worker, requests, rng)
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.verifier, dtype=torch.float32)
+    generated = model.generate(
+        torch.tensor([request.prompt for request in requests]),
+        attention_mask=torch.ones(len(requests), 17, dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=24,
+        min_new_tokens=24,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[:, 17:].tolist()
+    theirs = [Result(ids=ids) for ids in generated]
+    differing, illegal = compare(oracle, requests, results, theirs)
+    assert illegal == []
+    assert differing <= 1
+
+
+def test_cancels_leave_the_others_alone(tiny_pair: TinyPair, oracle: Oracle) -> None:
+    requests = random_requests(np.random.default_rng(77), 400, VOCABULARY)
+    worker = make_worker(
+        tiny_pair.verifier, tiny_pair.draft, max_num_seqs=8, max_model_len=128, block_size=4
+    )
+    results = run(worker, requests, np.random.default_rng(78), cancel_probability=0.2)
+    served = [i for i, result in enumerate(results) if result.finish is not Finish.ABORT]
+    assert 50 < len(served) < 395
+    verdicts = oracle.judge([requests[i] for i in served], [results[i] for i in served])
+    assert verdicts.wrong == []

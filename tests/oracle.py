@@ -1,0 +1,155 @@
+"""The outside oracle: one transformers forward pass over prompt + output judges every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from engine_driver import Request, Result
+from transformers import AutoModelForCausalLM
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from pdv_mp.speculation.noise import gumbel, row_keys
+from pdv_mp.wire.engine import Finish
+
+TOLERANCE = 1e-4
+"""A token is right if its score is within this of the best at its position."""
+
+TRUNCATION_SLACK = 1e-5
+"""A token at the very edge of top_p or min_p may fall on either side of it."""
+
+
+@dataclass
+class Verdicts:
+    """What the oracle found in a set of outputs."""
+
+    tokens: int = 0
+    near_ties: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Oracle:
+    """transformers' float32 verifier."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+
+    def logits(self, requests: Sequence[Request], results: Sequence[Result]) -> list[torch.Tensor]:
+        """Per request: float32 [len(output), vocab], row j is what decides output token j."""
+        texts = [
+            [*request.prompt, *result.ids]
+            for request, result in zip(requests, results, strict=True)
+        ]
+        width = max(map(len, texts))
+        batch = torch.tensor([text + [0] * (width - len(text)) for text in texts])
+        with torch.inference_mode():
+            logits = self.model(input_ids=batch).logits.float()
+        return [
+            logits[row, len(request.prompt) - 1 : len(request.prompt) - 1 + len(result.ids)]
+            for row, (request, result) in enumerate(zip(requests, results, strict=True))
+        ]
+
+    def judge(
+        self, requests: Sequence[Request], results: Sequence[Result], batch: int = 64
+    ) -> Verdicts:
+        """Check tokens, stops and lengths of all outputs."""
+        verdicts = Verdicts()
+        order = sorted(
+            range(len(requests)), key=lambda i: len(requests[i].prompt) + len(results[i].ids)
+        )
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            parts = self.logits([requests[i] for i in chosen], [results[i] for i in chosen])
+            for index, rows in zip(chosen, parts, strict=True):
+                _judge_tokens(index, requests[index], results[index], rows, verdicts)
+                _judge_end(index, requests[index], results[index], verdicts)
+        return verdicts
+
+
+def scores(request: Request, rows: torch.Tensor, slack: float = 0.0) -> torch.Tensor:
+    """The numbers whose argmax is the token: logits, or processed log-probability plus noise.
+
+    ``slack`` widens the truncations by that much.
+    """
+    if request.temperature == 0.0 or len(rows) == 0:
+        return rows
+    processed = TemperatureLogitsWarper(request.temperature)(None, rows)
+    if request.top_k > 0:
+        processed = TopKLogitsWarper(request.top_k)(None, processed)
+    if request.top_p < 1.0:
+        processed = TopPLogitsWarper(min(1.0, request.top_p + slack))(None, processed)
+    if request.min_p > 0.0:
+        processed = MinPLogitsWarper(max(0.0, request.min_p - slack))(None, processed)
+    positions = len(request.prompt) + np.arange(len(rows), dtype=np.int64)
+    keys = torch.from_numpy(row_keys(np.full(len(rows), request.seed, np.int64), positions))
+    return torch.log_softmax(processed, -1) + gumbel(keys, rows.shape[1])
+
+
+def _judge_tokens(
+    index: int, request: Request, result: Result, rows: torch.Tensor, verdicts: Verdicts
+) -> None:
+    ids = torch.tensor(result.ids, dtype=torch.int64)
+    verdicts.tokens += len(ids)
+    if len(ids) == 0:
+        return
+    tight = scores(request, rows)
+    gap = tight.max(-1).values - tight.gather(1, ids[:, None])[:, 0]
+    suspicious = torch.nonzero(gap > 0)[:, 0].tolist()
+    if not suspicious:
+        return
+    wide = scores(request, rows, TRUNCATION_SLACK)
+    for position in suspicious:
+        token = result.ids[position]
+        missing = float(tight[position].max() - torch.maximum(tight, wide)[position, token])
+        if missing <= TOLERANCE:
+            verdicts.near_ties += 1
+        else:
+            verdicts.wrong.append(
+                f"request {index}, token {position}: {token} is {missing:.2e} below the best "
+                f"({request})"
+            )
+
+
+def _judge_end(index: int, request: Request, result: Result, verdicts: Verdicts) -> None:
+    stops = [place for place, token in enumerate(result.ids) if token in request.stop_ids]
+    if stops:
+        right = result.finish is Finish.STOP and stops[0] == len(result.ids) - 1
+        right = right and result.stop_id == result.ids[-1]
+    else:
+        right = result.finish is Finish.LENGTH and len(result.ids) == request.max_tokens
+    if not right:
+        verdicts.wrong.append(f"request {index} ends wrongly: {result.finish!r} {result.ids}")
+
+
+def compare(
+    oracle: Oracle,
+    requests: Sequence[Request],
+    one: Sequence[Result],
+    other: Sequence[Result],
+) -> tuple[int, list[str]]:
+    """How many outputs differ, and those whose first difference is not a near-tie."""
+    differing = 0
+    illegal = []
+    for index, (request, left, right) in enumerate(zip(requests, one, other, strict=True)):
+        if left.ids == right.ids:
+            continue
+        differing += 1
+        place = next(
+            i for i, (a, b) in enumerate(zip(left.ids, right.ids, strict=False)) if a != b
+        )
+        row = oracle.logits([request], [left])[0]
+        score = torch.maximum(scores(request, row), scores(request, row, TRUNCATION_SLACK))[place]
+        gap = abs(float(score[left.ids[place]] - score[right.ids[place]]))
+        print(f"request {index} differs from token {place} on, scores {gap:.2e} apart: {request}")
+        if not gap <= TOLERANCE:
+            illegal.append(f"request {index} at token {place}: scores {gap:.2e} apart")
+    return differing, illegal
