@@ -130,26 +130,41 @@ def _judge_end(index: int, request: Request, result: Result, verdicts: Verdicts)
         verdicts.wrong.append(f"request {index} ends wrongly: {result.finish!r} {result.ids}")
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Two outputs of one request part ways at output token ``place``; scores lie ``gap`` apart."""
+
+    index: int
+    place: int
+    gap: float
+    request: Request
+
+    @property
+    def is_near_tie(self) -> bool:
+        """Whether float arithmetic may decide either way."""
+        return self.gap <= TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.index} differs from token {self.place} on, scores {self.gap:.2e} "
+            f"apart: {self.request}"
+        )
+
+
 def compare(
     oracle: Oracle,
     requests: Sequence[Request],
     one: Sequence[Result],
     other: Sequence[Result],
-) -> tuple[int, list[str]]:
-    """How many outputs differ, and those whose first difference is not a near-tie."""
-    differing = 0
-    illegal = []
+) -> list[Difference]:
+    """The outputs that differ, each with the scores' gap at its first difference."""
+    differences = []
     for index, (request, left, right) in enumerate(zip(requests, one, other, strict=True)):
         if left.ids == right.ids:
             continue
-        differing += 1
-        place = next(
-            i for i, (a, b) in enumerate(zip(left.ids, right.ids, strict=False)) if a != b
-        )
+        place = next(i for i, (a, b) in enumerate(zip(left.ids, right.ids, strict=False)) if a != b)
         row = oracle.logits([request], [left])[0]
         score = torch.maximum(scores(request, row), scores(request, row, TRUNCATION_SLACK))[place]
         gap = abs(float(score[left.ids[place]] - score[right.ids[place]]))
-        print(f"request {index} differs from token {place} on, scores {gap:.2e} apart: {request}")
-        if not gap <= TOLERANCE:
-            illegal.append(f"request {index} at token {place}: scores {gap:.2e} apart")
-    return differing, illegal
+        differences.append(Difference(index, place, gap, request))
+    return differences
