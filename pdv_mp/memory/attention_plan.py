@@ -2,7 +2,7 @@
 
 Long runs of query rows are cut into tiles, tiles of similar shape form groups, and each group is
 one call of scaled dot product attention over padded rows. A uniform batch is one group and its
-rows are not moved at all.
+rows are not moved at all. Work is counted in pairs of a query row and a key.
 """
 
 from __future__ import annotations
@@ -23,20 +23,14 @@ if TYPE_CHECKING:
 TILE_ROWS = 128
 """Query rows of one sequence per tile: bounds the mask and the masked-out upper triangle."""
 
-_SHORT_ROWS = 16
-"""Up to here attention is bound by reading keys and values, beyond it by arithmetic."""
-
-_CALL_COST = 2048
-"""Padded (query row, key) pairs that cost about as much as one more attention call."""
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
     """One attention call: `lanes` sequences with `rows` padded query rows and `context` keys each.
 
-    `first_row` is the group's offset among the padded rows. The keys of lane i are those of slot
-    `first_slot` + i when `gather` is None; otherwise the cache finds them through `gather`. `mask`
-    is added to the scores: [lanes, 1, rows * group_size, context], None when all is visible.
+    `first_row` is the group's offset among the padded rows. In a contiguous cache lane i reads slot
+    `first_slot` + i, in a paged one `gather` lists the blocks of all lanes. `mask` is added to the
+    scores: [lanes, 1, rows * group_size, context], None when all is visible.
     """
 
     lanes: int
@@ -68,14 +62,13 @@ class GroupLayout:
     """A group before it is bound to a cache; all arrays are int64.
 
     `slots` [lanes]: the slot of each lane; `query_positions` [lanes, rows]: position of each padded
-    row, 0 for padding, which therefore sees one key and never yields NaN. `dense` says that the
-    slots are consecutive. Lanes that only bridge a gap between slots hold padding alone.
+    row, 0 for padding, which therefore sees one key and never yields NaN. Lanes that only bridge a
+    gap between slots hold padding alone. `uniform`: one row per lane, and it sees all keys.
     """
 
     slots: Int64Array
     query_positions: Int64Array
     context: int
-    dense: bool
     uniform: bool
 
 
@@ -103,28 +96,32 @@ class _Tiles:
         )
 
 
-def layout_batch(batch: ForwardBatch, views: bool) -> BatchLayout:
-    """Lay out a batch; `views`: consecutive slots can be read without a copy."""
+def layout_batch(batch: ForwardBatch, consecutive: bool, call_cost: int) -> BatchLayout:
+    """Lay out a batch.
+
+    `consecutive`: the slots of a group must be, so that their keys are a view. `call_cost`: pairs
+    that take as long as one more attention call; padding is added where it costs less than that.
+    """
     tiles = _cut(batch)
-    groups = _group(tiles)
-    if len(groups) == 1 and bool(np.all(tiles.lens == tiles.lens[0])):
-        columns = np.arange(tiles.lens[0])
-        positions = tiles.starts[:, None] + columns
+    groups = _group(tiles, consecutive, call_cost)
+    if len(groups) == 1 and _in_place(tiles, consecutive):
+        positions = tiles.starts[:, None] + np.arange(tiles.lens[0])
         context = int(positions[:, -1].max()) + 1
-        uniform = len(columns) == 1 and int(tiles.starts.min()) + 1 == context
-        dense = views and bool(np.all(np.diff(tiles.slots) == 1))
-        if dense or not views:
-            group = GroupLayout(tiles.slots, positions, context, dense, uniform)
-            return BatchLayout((group,), None, None)
+        uniform = positions.shape[1] == 1 and int(positions.min()) + 1 == context
+        return BatchLayout((GroupLayout(tiles.slots, positions, context, uniform),), None, None)
     layouts = []
     pads = []
     restore = np.empty(batch.num_rows, dtype=np.int64)
     offset = 0
     for index in groups:
-        layout, pad, lanes, valid = _lay_out_group(tiles.take(index), views)
-        lane, column = np.nonzero(valid)
-        rows = pad.shape[1]
-        restore[pad[lanes[lane], column]] = offset + lanes[lane] * rows + column
+        members = tiles.take(index)
+        layout, lanes = _lay_out_group(members, consecutive)
+        rows = layout.query_positions.shape[1]
+        pad = np.zeros(layout.query_positions.shape, dtype=np.int64)
+        valid = np.arange(rows) < members.lens[:, None]
+        pad[lanes] = np.where(valid, members.first_rows[:, None] + np.arange(rows), 0)
+        tile, column = np.nonzero(valid)
+        restore[members.first_rows[tile] + column] = offset + lanes[tile] * rows + column
         offset += pad.size
         layouts.append(layout)
         pads.append(pad.ravel())
@@ -150,65 +147,61 @@ def _cut(batch: ForwardBatch) -> _Tiles:
     )
 
 
-def _group(tiles: _Tiles) -> list[Int64Array]:
-    """Partition tiles so that padding at most doubles the work (adds a third for long rows).
+def _in_place(tiles: _Tiles, consecutive: bool) -> bool:
+    """Whether the rows of a single group can be used in the order of the batch."""
+    same = bool(np.all(tiles.lens == tiles.lens[0]))
+    return same and (not consecutive or bool(np.all(np.diff(tiles.slots) == 1)))
+
+
+def _group(tiles: _Tiles, consecutive: bool, call_cost: int) -> list[Int64Array]:
+    """Partition tiles, in the order of slots or of shapes, where a further call pays.
 
     Tiles of one sequence never share a group: their keys would have to be copied.
     """
     contexts = tiles.starts + tiles.lens
-    count = len(contexts)
     work = tiles.lens * contexts
-    rows = int(tiles.lens.max())
-    padded = count * rows * int(contexts.max())
-    cut = count > 1 and len(set(tiles.slots.tolist())) != count
-    if not cut and padded <= _limit(rows, int(work.sum())):
+    count = len(work)
+    span = int(tiles.slots.max() - tiles.slots.min()) + 1 if consecutive else count
+    padded = span * int(tiles.lens.max()) * int(contexts.max())
+    distinct = count == 1 or len(np.unique(tiles.slots)) == count
+    if distinct and 4 * padded <= 5 * int(work.sum()) + 4 * call_cost:
         return [np.arange(count)]
+    order = np.lexsort(
+        (tiles.starts, tiles.slots) if consecutive else (contexts, tiles.lens)
+    ).tolist()
+    columns = (tiles.slots.tolist(), tiles.lens.tolist(), contexts.tolist())
     groups: list[list[int]] = []
-    slots: set[int] = set()
-    rows = context = useful = 0
-    for tile in np.lexsort((contexts, tiles.lens))[::-1].tolist():
-        slot, tile_work = int(tiles.slots[tile]), int(work[tile])
-        widest = max(context, int(contexts[tile]))
-        fits = (
-            groups
-            and slot not in slots
-            and (len(slots) + 1) * rows * widest <= _limit(rows, useful + tile_work)
-        )
-        if fits:
+    members: set[int] = set()
+    first = rows = context = cost = 0
+    for tile in order:
+        slot, length, reach = (column[tile] for column in columns)
+        lanes = slot - first + 1 if consecutive else len(members) + 1
+        merged = lanes * max(rows, length) * max(context, reach)
+        if groups and slot not in members and merged <= cost + length * reach + call_cost:
             groups[-1].append(tile)
-            slots.add(slot)
-            context, useful = widest, useful + tile_work
+            members.add(slot)
+            rows, context, cost = max(rows, length), max(context, reach), merged
         else:
             groups.append([tile])
-            slots = {slot}
-            rows, context, useful = int(tiles.lens[tile]), int(contexts[tile]), tile_work
+            members = {slot}
+            first, rows, context, cost = slot, length, reach, length * reach
     return [np.array(group, dtype=np.int64) for group in groups]
 
 
-def _limit(rows: int, useful: int) -> float:
-    return (2.0 if rows <= _SHORT_ROWS else 4 / 3) * useful + _CALL_COST
-
-
-def _lay_out_group(
-    tiles: _Tiles, views: bool
-) -> tuple[GroupLayout, Int64Array, Int64Array, NDArray[np.bool_]]:
-    """The layout, the pad index [lanes, rows], each tile's lane and its valid columns."""
-    count, rows = len(tiles.slots), int(tiles.lens.max())
-    lowest, highest = int(tiles.slots.min()), int(tiles.slots.max())
-    dense = views and 2 * (highest - lowest + 1) <= 3 * count
-    if dense:
-        slots = np.arange(lowest, highest + 1)
+def _lay_out_group(tiles: _Tiles, consecutive: bool) -> tuple[GroupLayout, Int64Array]:
+    """The layout of a group, and the lane of each of its tiles."""
+    if consecutive:
+        lowest = int(tiles.slots.min())
+        slots = np.arange(lowest, int(tiles.slots.max()) + 1)
         lanes = tiles.slots - lowest
     else:
         slots = tiles.slots
-        lanes = np.arange(count)
+        lanes = np.arange(len(slots))
+    rows = int(tiles.lens.max())
     columns = np.arange(rows)
-    valid = columns < tiles.lens[:, None]
-    pad = np.zeros((len(slots), rows), dtype=np.int64)
     positions = np.zeros((len(slots), rows), dtype=np.int64)
-    pad[lanes] = np.where(valid, tiles.first_rows[:, None] + columns, 0)
-    positions[lanes] = np.where(valid, tiles.starts[:, None] + columns, 0)
+    positions[lanes] = np.where(columns < tiles.lens[:, None], tiles.starts[:, None] + columns, 0)
     contexts = tiles.starts + tiles.lens
     context = int(contexts.max())
     uniform = rows == 1 and int(contexts.min()) == context
-    return GroupLayout(slots, positions, context, dense, uniform), pad, lanes, valid
+    return GroupLayout(slots, positions, context, uniform), lanes

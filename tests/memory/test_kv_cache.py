@@ -1,0 +1,141 @@
+"""Memory and tables of the two KV caches; what they compute is tested with the transformer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pdv_mp.memory.kv_cache import ContiguousKVCache, PagedKVCache
+from pdv_mp.model.architecture import ModelConfig, RopeConfig
+from pdv_mp.model.batch import ForwardBatch
+
+CONFIG = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=50,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=16,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(10000.0),
+    max_position_embeddings=4096,
+)
+ROW = 2 * CONFIG.num_kv_heads * CONFIG.head_dim
+
+
+def batch_of(*sequences: tuple[int, int, int]) -> ForwardBatch:
+    slots, starts, lens = (np.array(column) for column in zip(*sequences, strict=True))
+    return ForwardBatch.build(
+        np.zeros(lens.sum(), dtype=np.int64), lens, starts, slots, None, "cpu"
+    )
+
+
+def reference(
+    q: torch.Tensor, rows: dict[tuple[int, int], torch.Tensor], batch: ForwardBatch
+) -> torch.Tensor:
+    """Attention row by row in float64, from the definition (arXiv 1706.03762)."""
+    out = []
+    kv_heads, dim = CONFIG.num_kv_heads, CONFIG.head_dim
+    columns = zip(q, batch.row_slots.tolist(), batch.row_positions.tolist(), strict=True)
+    for query, slot, position in columns:
+        kv = torch.stack([rows[slot, p] for p in range(position + 1)]).double()
+        keys, values = kv.view(-1, 2, kv_heads, dim).unbind(1)
+        heads = query.double().view(CONFIG.group_size, kv_heads, dim)
+        weights = torch.einsum("ghd,phd->ghp", heads, keys).div(dim**0.5).softmax(-1)
+        out.append(torch.einsum("ghp,phd->ghd", weights, values).reshape(-1))
+    return torch.stack(out).float()
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_attention_from_its_definition(kind: str) -> None:
+    cache: ContiguousKVCache | PagedKVCache
+    if kind == "contiguous":
+        cache = ContiguousKVCache(CONFIG, 6, 40, torch.float32, 16)
+    else:
+        cache = PagedKVCache(CONFIG, 18, 16, 6, 40, torch.float32, "cpu")
+        for slot in range(6):
+            cache.set_blocks(slot, [slot, 17 - slot, 6])
+    generator = torch.Generator().manual_seed(0)
+    rows: list[dict[tuple[int, int], torch.Tensor]] = [{}, {}]
+    for batch in (
+        batch_of((4, 0, 20), (1, 0, 7), (2, 0, 1)),
+        batch_of((1, 7, 3), (4, 20, 5), (2, 1, 1)),
+        batch_of((4, 21, 1)),
+        batch_of((1, 8, 4), (2, 2, 4)),
+    ):
+        plan = cache.plan(batch)
+        for layer in (0, 1):
+            kv = torch.randn(batch.num_rows, ROW, generator=generator)
+            q = torch.randn(batch.num_rows, 32, generator=generator)
+            cache.write(layer, kv, plan)
+            written = zip(batch.row_slots.tolist(), batch.row_positions.tolist(), strict=True)
+            rows[layer].update(zip(written, kv, strict=True))
+            out = cache.attend(layer, q, plan)
+            assert torch.allclose(out, reference(q, rows[layer], batch), atol=1e-5)
+
+
+def test_contiguous_memory_follows_what_is_written() -> None:
+    slots, length = 1000, 4096
+    cache = ContiguousKVCache(CONFIG, slots, length, torch.float32, 16)
+    assert cache.committed_bytes() == 0
+    for slot in (0, 999):
+        batch = batch_of((slot, 0, 100))
+        plan = cache.plan(batch)
+        for layer in range(CONFIG.num_layers):
+            cache.write(layer, torch.ones(100, ROW), plan)
+    used = cache.committed_bytes()
+    assert 2 * 100 * CONFIG.kv_bytes_per_token("float32") <= used < 1 << 20
+    cache.discard(999)
+    assert cache.committed_bytes() == used // 2
+    keys, _ = cache._keys_values(1, cache.plan(batch_of((0, 99, 1))).groups[0])
+    assert bool((keys == 1).all()), "the neighbour keeps its rows"
+    with pytest.raises(ValueError, match="slot 1000 of 1000"):
+        cache.discard(1000)
+    cache.close()
+
+
+def test_padding_never_yields_nan() -> None:
+    cache = ContiguousKVCache(CONFIG, 8, 64, torch.float32, 16)
+    plan = cache.plan(batch_of((0, 0, 1), (3, 30, 9), (1, 5, 2)))
+    q = torch.randn(12, 32)
+    assert plan.pad is not None
+    for group in plan.groups:
+        rows = q.index_select(0, plan.pad)[: group.lanes * group.rows]
+        assert torch.isfinite(cache._attend_group(0, rows, group)).all()
+
+
+def test_writes_touch_only_the_rows_of_the_batch() -> None:
+    cache = PagedKVCache(CONFIG, 8, 4, 2, 16, torch.float32, "cpu")
+    cache.set_blocks(0, [5, 2])
+    cache.set_blocks(1, [7])
+    plan = cache.plan(batch_of((0, 3, 2), (1, 0, 1)))
+    cache.write(1, torch.ones(3, ROW), plan)
+    written = cache.pool.flatten(3).ne(0).any(-1).nonzero().tolist()
+    assert written == [[1, 2, 0], [1, 5, 3], [1, 7, 0]]
+
+
+def test_the_block_table() -> None:
+    cache = PagedKVCache(CONFIG, 8, 4, 2, 16, torch.float32, "cpu")
+    assert cache.block_table.dtype == torch.int32
+    assert cache.block_table.tolist() == [[8] * 4] * 2
+    cache.set_blocks(1, [3, 0])
+    assert cache.block_table.tolist() == [[8] * 4, [3, 0, 8, 8]]
+    with pytest.raises(ValueError, match="slot 1 has no block for position 8"):
+        cache.plan(batch_of((1, 6, 3)))
+    cache.clear(1)
+    assert cache.block_table.tolist() == [[8] * 4] * 2
+    for wrong in ([8], [-1]):
+        with pytest.raises(ValueError, match=r"must lie in 0 \.\. 7"):
+            cache.set_blocks(0, wrong)
+    with pytest.raises(ValueError, match="exceed the 4 of a sequence"):
+        cache.set_blocks(0, [0, 1, 2, 3, 4])
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        ContiguousKVCache(CONFIG, 0, 16, torch.float32, 16)
+    with pytest.raises(ValueError, match="num_blocks must be positive"):
+        PagedKVCache(CONFIG, 0, 4, 2, 16, torch.float32, "cpu")
