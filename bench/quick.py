@@ -44,7 +44,9 @@ def held_out_prompts(length: int) -> list[list[int]]:
     """All disjoint windows of ``length`` tokens of the held-out files, interleaved over the files."""
     tokenizer = Tokenizer.from_file(str(assets.verifier_path() / "tokenizer.json"))
     files = [tokenizer.encode(text).ids for _, text in assets.heldout_files()]
-    windows = [[ids[at : at + length] for at in range(0, len(ids) - length, length)] for ids in files]
+    windows = [
+        [ids[at : at + length] for at in range(0, len(ids) - length, length)] for ids in files
+    ]
     most = max(len(part) for part in windows)
     return [part[turn] for turn in range(most) for part in windows if turn < len(part)]
 
@@ -100,7 +102,11 @@ def transformers_assisted(model: torch.nn.Module, assistant: torch.nn.Module) ->
 
 
 def measure(
-    engines: dict[str, Generate], concurrencies: Sequence[int], rounds: int, tokens: int, length: int
+    engines: dict[str, Generate],
+    concurrencies: Sequence[int],
+    rounds: int,
+    tokens: int,
+    length: int,
 ) -> dict[tuple[str, int], Cell]:
     """Interleaved rounds; the first one is warm-up and is not counted."""
     prompts = held_out_prompts(length)

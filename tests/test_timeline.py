@@ -13,7 +13,9 @@ steps = st.lists(
 
 
 @given(steps=steps, tail=st.integers(0, 10**9))
-def test_states_add_up_to_the_end_to_end_time(steps: list[tuple[int, int, bool]], tail: int) -> None:
+def test_states_add_up_to_the_end_to_end_time(
+    steps: list[tuple[int, int, bool]], tail: int
+) -> None:
     now = 1000
     timeline = Timeline(0, now)
     for state, elapsed, cross in steps:

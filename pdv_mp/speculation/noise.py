@@ -17,12 +17,13 @@ are resolved as well as the common ones. At the losing end u stops at 1 - 2^-24,
 
 The logarithms are written out in additions, multiplications and divisions, each a pass of its own:
 IEEE 754 fixes the bits of these, while a library's log differs in the last bit between CPUs,
-devices and even the ends of an array. g is within 1e-6 of the exact value.
+devices and even the ends of an array. Given u in float32, g is within 1e-6 of the exact value.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -69,9 +70,17 @@ def gumbel(keys: Tensor, vocab_size: int) -> Tensor:
 
     ``keys`` int32 [R, 2], from :func:`row_keys`.
     """
-    tokens = torch.arange(vocab_size, dtype=torch.int32, device=keys.device)
-    hashed = _lowbias32(tokens, torch.empty_like(tokens))
-    return _keyed_gumbel(keys, hashed.expand(keys.shape[0], vocab_size))
+    noise = torch.empty((keys.shape[0], vocab_size), dtype=torch.float32, device=keys.device)
+    for rows, block in _blocks(keys, _hashed_vocabulary(noise)):
+        noise[rows] = block
+    return noise
+
+
+def add_gumbel_(scores: Tensor, keys: Tensor) -> Tensor:
+    """``scores += gumbel(keys, V)`` for float32 scores [R, V], without a second such tensor."""
+    for rows, block in _blocks(keys, _hashed_vocabulary(scores)):
+        scores[rows] += block
+    return scores
 
 
 def gumbel_at(keys: Tensor, token_ids: Tensor) -> Tensor:
@@ -80,7 +89,10 @@ def gumbel_at(keys: Tensor, token_ids: Tensor) -> Tensor:
     The bits are those that :func:`gumbel` has in the columns ``token_ids``.
     """
     tokens = token_ids.to(torch.int32, copy=True)
-    return _keyed_gumbel(keys, _lowbias32(tokens, torch.empty_like(tokens)))
+    noise = torch.empty(tokens.shape, dtype=torch.float32, device=keys.device)
+    for rows, block in _blocks(keys, _lowbias32(tokens, torch.empty_like(tokens))):
+        noise[rows] = block
+    return noise
 
 
 def _splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -90,26 +102,32 @@ def _splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values
 
 
-def _keyed_gumbel(keys: Tensor, hashed: Tensor) -> Tensor:
-    """Noise [R, C] from keys [R, 2] and the once-hashed token ids [R, C].
+def _hashed_vocabulary(like: Tensor) -> Tensor:
+    """The first round of every column's token id, int32 [R, V], the rows all being the same."""
+    tokens = torch.arange(like.shape[1], dtype=torch.int32, device=like.device)
+    return _lowbias32(tokens, torch.empty_like(tokens)).expand(like.shape)
 
-    On a CPU in blocks of rows, so that the some fifty passes stay in the cache.
+
+def _blocks(keys: Tensor, hashed: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Noise from keys [R, 2] and once-hashed token ids [R, C]: row ranges and their noise.
+
+    A block's tensor is overwritten by the next. On a CPU a block is small enough for the some
+    fifty passes over it to stay in the cache; elsewhere there is one block.
     """
     rows, columns = hashed.shape
-    noise = torch.empty(rows, columns, dtype=torch.float32, device=keys.device)
-    if noise.numel() == 0:
-        return noise
-    step = max(1, _BLOCK_ELEMENTS // columns) if keys.device.type == "cpu" else rows
-    spare = torch.empty((3, min(step, rows), columns), dtype=torch.int32, device=keys.device)
+    if hashed.numel() == 0:
+        return
+    step = min(rows, max(1, _BLOCK_ELEMENTS // columns)) if keys.device.type == "cpu" else rows
+    spare = torch.empty((4, step, columns), dtype=torch.int32, device=keys.device)
     multipliers = keys[:, 1:] | 1
     for first in range(0, rows, step):
-        block = noise[first : first + step]
-        bits, work, work_2 = spare[:, : block.shape[0]]
-        torch.bitwise_xor(hashed[first : first + step], keys[first : first + step, :1], out=bits)
-        bits.mul_(multipliers[first : first + step])
-        _lowbias32(bits, work)
-        _bits_to_gumbel(bits, work, work_2.view(torch.float32), block)
-    return noise
+        block = slice(first, min(first + step, rows))
+        bits, exponent, work, noise = spare[:, : block.stop - first]
+        torch.bitwise_xor(hashed[block], keys[block, :1], out=bits)
+        bits.mul_(multipliers[block])
+        _lowbias32(bits, exponent)
+        _bits_to_gumbel(bits, exponent, work.view(torch.float32), noise.view(torch.float32))
+        yield block, noise.view(torch.float32)
 
 
 def _lowbias32(bits: Tensor, work: Tensor) -> Tensor:

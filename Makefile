@@ -1,0 +1,63 @@
+# Each target does its own set-up: a virtual environment in .venv, made once.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# Without an NVIDIA GPU one version of torch is named, so that a CPU build of it, where an index or a
+# local folder of wheels offers one, is taken instead of the newest build with its gigabytes of CUDA.
+# TORCH_INDEX names an index to install torch (and only torch) from.
+GPU := $(or $(shell command -v nvidia-smi 2>/dev/null),$(wildcard /proc/driver/nvidia/version))
+TORCH ?= $(if $(GPU),torch>=2.6$(comma)<2.14,torch==2.13.0)
+TORCH_INDEX ?=
+comma := ,
+
+# Processes of the tests compute with one thread each; so many tests run side by side.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -le 8 ] || n=8; echo $$n)
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint type models quick clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON) TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' WORKERS=$(WORKERS)"
+	@echo "On a machine without a GPU, TORCH_INDEX=<an index with CPU builds of torch> saves gigabytes."
+
+install: $(STAMP) ## make the virtual environment .venv with everything in it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.10 to 3.13 is needed; set PYTHON=python3.11 or the like" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: install ## start a server, answer three prompts with and without speculation, stop
+	@$(RUN) -m launcher.demo
+
+test: install ## run the tests that need neither minutes nor a GPU
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: install ## run the tests that take long
+	$(PYTEST) -m "slow and not gpu" --timeout 1800
+
+lint: install ## check format and style
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+type: install ## check types
+	$(RUN) -m mypy
+
+models: install ## train the shipped model pair again (up to two hours; resumes)
+	$(RUN) -m bench.models.train
+
+quick: install ## compare with transformers' generate on the shipped pair
+	$(RUN) -m bench.quick
+
+clean: ## remove the virtual environment, caches and built packages
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find bench launcher pdv_mp tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurement: load, statistics, reports, and the training of the shipped model pair."""

@@ -1,0 +1,291 @@
+"""The options of ``pdv-launch``, derived from the fields of the configuration, and their sources.
+
+A value comes from the command line, else from the environment (``PDV_…``), else from the YAML file
+of ``--config``, else it is the field's default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+import yaml
+
+from pdv_mp.config import (
+    ConfigError,
+    EngineConfig,
+    OptionInfo,
+    flag_name,
+    option_groups,
+    option_info,
+)
+from pdv_mp.topology import TOPOLOGY_NAMES
+
+ENVIRONMENT_PREFIX = "PDV_"
+ENVIRONMENT_CONFIG = "PDV_CONFIG"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes, with an optional suffix K, M, G or T (powers of 1024)."""
+
+    name = "bytes"
+
+    def __init__(self, info: OptionInfo) -> None:
+        self._range = click.IntRange(_whole(info.minimum), _whole(info.maximum))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Bytes as an integer."""
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 268435456, 256M or 1.5G.", param, ctx)
+        size = float(match[1]) * _UNITS[match[2].upper()]
+        return self._range.convert(round(size), param, ctx)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option: ``group`` is the part of EngineConfig that has it, empty for ``topology``.
+
+    ``type`` is the click type that parses and checks a text.
+    """
+
+    group: str
+    name: str
+    default: Any
+    type: Any
+    info: OptionInfo
+    is_bool: bool = False
+
+    @property
+    def flag(self) -> str:
+        """``--max-num-seqs``."""
+        return flag_name(self.name)
+
+    @property
+    def environment(self) -> str:
+        """``PDV_MAX_NUM_SEQS``."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def allowed(self) -> str:
+        """The range in words, empty if there is none; choices are in the metavar."""
+        low = "" if self.info.minimum is None else f"{self.info.minimum:g}"
+        high = "" if self.info.maximum is None else f"{self.info.maximum:g}"
+        if low and high:
+            return f"{low} to {high}"
+        return f"at least {low}" if low else f"at most {high}" if high else ""
+
+    def convert(self, value: Any, source: str) -> Any:
+        """A text or a YAML scalar as this option's value. Raises ConfigError naming ``source``."""
+        if value is None:
+            return self.default
+        if isinstance(value, (Mapping, list, tuple)):
+            raise ConfigError(f"{source}: expected one value, not a list or a map")
+        try:
+            return self.type.convert(str(value), None, None)
+        except click.BadParameter as error:
+            raise ConfigError(f"{source}: {error.message}") from error
+
+
+def settings() -> tuple[Setting, ...]:
+    """All options in the order of their declaration."""
+    found = [
+        Setting(
+            "",
+            "topology",
+            EngineConfig().topology,
+            click.STRING,
+            OptionInfo("which process hosts which stage", TOPOLOGY_NAMES),
+        )
+    ]
+    for group_name, group in option_groups().items():
+        hints = get_type_hints(group)
+        for field in dataclasses.fields(group):
+            info = option_info(field)
+            kinds = set(get_args(hints[field.name]) or (hints[field.name],)) - {type(None)}
+            (kind,) = kinds
+            found.append(
+                Setting(
+                    group_name,
+                    field.name,
+                    field.default,
+                    _click_type(kind, info),
+                    info,
+                    is_bool=kind is bool,
+                )
+            )
+    return tuple(found)
+
+
+def _click_type(kind: type[Any], info: OptionInfo) -> Any:
+    if info.metavar == "BYTES":
+        return SizeType(info)
+    if info.choices:
+        return click.Choice(info.choices)
+    if kind is bool:
+        return click.BOOL
+    if kind is int:
+        return click.IntRange(_whole(info.minimum), _whole(info.maximum))
+    if kind is float:
+        return click.FloatRange(info.minimum, info.maximum)
+    return click.STRING
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+class SettingOption(click.Option):
+    """A click option made from a :class:`Setting`; it has no default, so that "given" is known."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        flag = setting.flag
+        self._names = f"{flag} / --no-{flag[2:]}" if setting.is_bool else flag
+        declared = [self._names] if setting.is_bool else [flag, *setting.info.aliases]
+        super().__init__([*declared, setting.name], type=setting.type, default=None)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """The option's two columns in the help."""
+        setting = self.setting
+        info = setting.info
+        notes = []
+        if setting.allowed:
+            notes.append(setting.allowed)
+        if setting.default is not None:
+            notes.append(f"default {yaml.safe_dump(setting.default).splitlines()[0]}")
+        notes.append(setting.environment)
+        if info.aliases:
+            notes.append(f"also {', '.join(info.aliases)}")
+        metavar = info.metavar or "|".join(info.choices)
+        if not metavar and not setting.is_bool:
+            metavar = "X" if isinstance(setting.default, float) else "N"
+        return f"{self._names} {metavar}".rstrip(), f"{info.help}  [{'; '.join(notes)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Every option's value by name, where it came from, and what should be warned of."""
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+    def config(self) -> EngineConfig:
+        """The configuration. Raises ConfigError for values that do not go together."""
+        return EngineConfig.from_options(**self.values)
+
+    def as_yaml(self) -> str:
+        """A YAML file that ``--config`` accepts; the source of each value is its comment."""
+        lines = []
+        group = ""
+        for setting in settings():
+            if setting.group != group:
+                group = setting.group
+                lines.append((f"{group}:", ""))
+            dumped = yaml.safe_dump(
+                self.values[setting.name], default_flow_style=True, width=10**9, allow_unicode=True
+            )
+            value = dumped.splitlines()[0]
+            indent = "  " if setting.group else ""
+            lines.append((f"{indent}{setting.name}: {value}", self.sources[setting.name]))
+        width = max(len(text) for text, _ in lines) + 2
+        return "\n".join(f"{text:<{width}}# {source}" if source else text for text, source in lines)
+
+
+def merge(
+    given: Mapping[str, Any], environment: Mapping[str, str], config_file: Path | None
+) -> Values:
+    """The effective values: of ``given`` (the command line), environment, YAML, and defaults.
+
+    Raises ConfigError for an unknown key of the file and for values of the wrong type.
+    """
+    in_file = read_config_file(config_file) if config_file is not None else {}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for setting in settings():
+        name = setting.name
+        if name in given:
+            values[name], sources[name] = given[name], "command line"
+        elif setting.environment in environment:
+            text = environment[setting.environment]
+            values[name] = setting.convert(text, f"environment variable {setting.environment}")
+            sources[name] = setting.environment
+        elif name in in_file:
+            values[name] = setting.convert(in_file[name], f"{config_file}: {name}")
+            sources[name] = str(config_file)
+        else:
+            values[name], sources[name] = setting.default, "default"
+    return Values(values, sources, tuple(_unknown_environment(environment)))
+
+
+def _unknown_environment(environment: Mapping[str, str]) -> Iterator[str]:
+    known = {setting.environment for setting in settings()} | {ENVIRONMENT_CONFIG}
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            yield f"environment variable {name} is not an option and is ignored" + _suggest(
+                name, known
+            )
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The options of a YAML file by name, still unconverted.
+
+    Keys are option names, ``-`` and ``_`` alike, at the top level or within their group
+    (``scheduling: {max-num-seqs: 8}``). Raises ConfigError naming the file and the key.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path} is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" in line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ConfigError(f"--config {path} is not plain YAML: {problem}{where}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"--config {path} must be a map of options")
+    groups = {setting.group for setting in settings() if setting.group}
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        group = _plain(key)
+        if group in groups and isinstance(value, dict):
+            known = {setting.name for setting in settings() if setting.group == group}
+            for inner, inner_value in value.items():
+                _add(found, path, inner, inner_value, known, f" in {group!r}")
+        else:
+            _add(found, path, key, value, {setting.name for setting in settings()}, "")
+    return found
+
+
+def _plain(key: Any) -> str:
+    return str(key).replace("-", "_")
+
+
+def _add(
+    found: dict[str, Any], path: Path, key: Any, value: Any, known: set[str], where: str
+) -> None:
+    name = _plain(key)
+    if name not in known:
+        raise ConfigError(f"{path}: unknown option {key!r}{where}{_suggest(name, known)}")
+    if name in found:
+        raise ConfigError(f"{path}: option {name!r} is given twice")
+    found[name] = value
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""

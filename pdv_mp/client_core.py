@@ -1,0 +1,417 @@
+"""The client's side of docs/protocol.md without input or output: frames in, frames and events out.
+
+:class:`ClientCore` is what ``Client`` and ``AsyncClient`` share. It decides what to send, puts
+each answer where its caller looks for it, and recovers: when the server's ``instance`` or this
+connection's number changes, or nothing is heard for :data:`SILENCE_SECONDS` with something open,
+everything open is sent again. A request's seed is fixed before it is first sent, so it gives the
+same tokens again, and those that were delivered are dropped by their offset.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.wire import protocol
+
+logger = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 5.0
+"""Without a message for this long, open requests count as lost."""
+
+PING_SECONDS = 1.5
+"""Silence after which the server is asked for a sign of life; an ``alive`` comes each second."""
+
+TICK_SECONDS = 0.5
+
+
+class ServerError(RuntimeError):
+    """The server answered with an ``error``.
+
+    ``code`` is one of docs/protocol.md; ``retryable`` says whether sending the same again may
+    help; ``id`` is the request's; ``retry_after_ms`` comes with ``queue_full``.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        id: str | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.id = id
+        self.retry_after_ms = retry_after_ms
+
+
+class ServerUnreachable(ConnectionError):
+    """Nothing was heard from the server for as long as the client was told to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some tokens of a request. ``offset`` is the first one's index in the output; ``drafted`` has
+    1 for each id that was a draft token; ``text`` may be empty, and so may ``ids``."""
+
+    id: str
+    offset: int
+    ids: list[int]
+    drafted: list[int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished request. ``drafted`` is empty for a request that was not streamed."""
+
+    id: str
+    text: str
+    ids: list[int]
+    drafted: list[int]
+    finish: str
+    stop_reason: str | int | None
+    seed: int
+    usage: dict[str, int]
+    speculation: dict[str, Any]
+    timing: dict[str, float | None]
+    timeline: dict[str, Any] | None
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """A message that gets one answer, such as ``ping``."""
+
+    answer_type: str
+    key: str | int | None
+    frame: bytes
+    answer: dict[str, Any] | None = None
+    error: Exception | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.answer is not None or self.error is not None
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """An open ``generate``: what has been delivered, and how far the present attempt is."""
+
+    id: str
+    frame: bytes
+    seed: int
+    chunks: deque[Chunk] = field(default_factory=deque)
+    ids: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    characters: int = 0
+    attempt_characters: int = 0
+    attempt_seq: int = 0
+    resent: bool = False
+    cancelled: bool = False
+    completion: Completion | None = None
+    error: Exception | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.completion is not None or self.error is not None
+
+
+Call = Question | Generation
+
+_ANSWERS = {
+    "hello": "welcome",
+    "ping": "pong",
+    "info": "info",
+    "tokenize": "tokenized",
+    "detokenize": "detokenized",
+}
+
+
+class ClientCore:
+    """One client's state. Its owner moves frames from ``outgoing`` to a DEALER socket, hands over
+    what that receives, calls :meth:`tick` at least every :meth:`seconds_to_tick`, and opens a new
+    socket when ``wants_new_socket`` is set. Times are ``time.monotonic`` seconds.
+
+    ``changed`` collects calls that have something new, for owners that wait on several.
+    """
+
+    def __init__(
+        self, endpoint: str, timeout: float, on_message: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self.endpoint = endpoint
+        self.timeout = timeout
+        self.outgoing: deque[bytes] = deque()
+        self.wants_new_socket = True
+        self.changed: set[Call] = set()
+        self.welcome: dict[str, Any] | None = None
+        self._on_message = on_message
+        self._generations: dict[str, Generation] = {}
+        self._questions: list[Question] = []
+        self._identity: tuple[Any, Any] | None = None
+        self._waiting_since = 0.0
+        self._last_heard = 0.0
+        self._last_sign_asked = 0.0
+        self._last_connected = 0.0
+        self._prefix = secrets.token_hex(4)
+        self._next_number = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is open."""
+        return bool(self._generations or self._questions)
+
+    @property
+    def open_ids(self) -> list[str]:
+        """Ids of the open requests."""
+        return list(self._generations)
+
+    def connected(self, now: float) -> None:
+        """The owner has a new socket: introduce ourselves and send what is open."""
+        self.wants_new_socket = False
+        self.outgoing.clear()
+        self._identity = None
+        self._last_connected = now
+        self._send_open()
+
+    def _send_open(self) -> None:
+        self.outgoing.append(protocol.encode("hello", client="pdv_mp"))
+        for generation in list(self._generations.values()):
+            if generation.cancelled:
+                self._complete(generation, {"finish": "abort"})
+            else:
+                self.outgoing.append(generation.frame)
+        self.outgoing.extend(question.frame for question in self._questions)
+
+    def _send_again(self) -> None:
+        for generation in self._generations.values():
+            generation.resent = True
+        self._send_open()
+
+    def _next_id(self) -> str:
+        self._next_number += 1
+        return f"{self._prefix}-{self._next_number}"
+
+    def _begin(self, frame: bytes, now: float) -> None:
+        limit = protocol.DEFAULT_MAX_MESSAGE_BYTES
+        if self.welcome is not None:
+            limit = self.welcome["limits"]["max_message_bytes"]
+        if len(frame) > limit:
+            raise ServerError(
+                "too_large", f"the message has {len(frame)} bytes; the server takes {limit}"
+            )
+        if not self.busy:
+            self._waiting_since = now
+        if not self.wants_new_socket:
+            self.outgoing.append(frame)
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        now: float,
+        *,
+        stream: bool,
+        timeline: bool,
+        id: str | None,
+    ) -> Generation:
+        """Start a request. Raises ValueError for an id that is open, ServerError if too large."""
+        id = self._next_id() if id is None else id
+        if id in self._generations:
+            raise ValueError(f"a request with the id {id!r} is open")
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(53))
+        frame = protocol.generate(id, prompt, params, stream=stream, timeline=timeline)
+        self._begin(frame, now)
+        generation = Generation(id, frame, params.seed or 0)
+        self._generations[id] = generation
+        return generation
+
+    def ask(self, kind: str, now: float, **fields: Any) -> Question:
+        """Send a message that gets one answer."""
+        key: str | int | None = None
+        if kind in ("tokenize", "detokenize"):
+            key = fields["id"] = self._next_id()
+        elif kind == "ping":
+            self._next_number += 1
+            key = fields["n"] = self._next_number
+        frame = protocol.encode(kind, **fields)
+        self._begin(frame, now)
+        question = Question(_ANSWERS[kind], key, frame)
+        self._questions.append(question)
+        return question
+
+    def cancel(self, id: str) -> None:
+        """Ask for the end of a request; it ends with ``abort`` unless it was over already."""
+        generation = self._generations.get(id)
+        if generation is not None:
+            generation.cancelled = True
+            self.outgoing.append(protocol.encode("cancel", id=id))
+
+    def abandon(self, call: Call) -> None:
+        """Forget a call whose answer nobody waits for any more."""
+        if isinstance(call, Generation):
+            if self._generations.pop(call.id, None) is not None:
+                self.outgoing.append(protocol.encode("cancel", id=call.id))
+        elif call in self._questions:
+            self._questions.remove(call)
+
+    def seconds_to_tick(self) -> float | None:
+        """How long the owner may wait for frames before it calls :meth:`tick`; None: for ever."""
+        return min(TICK_SECONDS, self.timeout) if self.busy else None
+
+    def tick(self, now: float) -> None:
+        """Notice silence: ask for a sign of life, send again, give up."""
+        if not self.busy:
+            return
+        silence = now - max(self._last_heard, self._waiting_since)
+        if silence >= self.timeout:
+            self.fail(
+                ServerUnreachable(
+                    f"nothing was heard from {self.endpoint} for {self.timeout:g} s; is a server "
+                    "running there?"
+                )
+            )
+        elif silence >= SILENCE_SECONDS and now - self._last_connected >= SILENCE_SECONDS:
+            for generation in self._generations.values():
+                generation.resent = True
+            self.wants_new_socket = True
+        elif silence >= PING_SECONDS and now - self._last_sign_asked >= 1.0:
+            self._last_sign_asked = now
+            self.outgoing.append(protocol.encode("ping", n=0))
+
+    def fail(self, error: Exception) -> None:
+        """End everything that is open with an exception."""
+        calls: Iterable[Call] = [*self._generations.values(), *self._questions]
+        for call in calls:
+            call.error = error
+            self.changed.add(call)
+        self._generations.clear()
+        self._questions.clear()
+        self.outgoing.clear()
+        self.wants_new_socket = True  # what libzmq still queues must not be sent later
+
+    def receive(self, frame: bytes, now: float) -> None:
+        """Take in one frame. Raises ProtocolError for one that no server sends."""
+        message = protocol.decode_server(frame)
+        self._last_heard = now
+        if self._on_message is not None:
+            self._on_message(message)
+        kind = message["type"]
+        if kind in ("welcome", "pong", "alive"):
+            self._check_identity((message["instance"], message["connection"]))
+        if kind == "welcome":
+            self.welcome = message
+        if kind in ("accepted", "tokens", "done"):
+            self._progress(kind, message)
+        elif kind == "error":
+            self._refused(message)
+        elif kind != "alive":
+            self._answered(kind, message)
+
+    def _check_identity(self, identity: tuple[Any, Any]) -> None:
+        changed = self._identity is not None and self._identity != identity
+        self._identity = identity
+        if changed and self.busy:
+            self._send_again()
+
+    def _progress(self, kind: str, message: dict[str, Any]) -> None:
+        generation = self._generations.get(message["id"])
+        if generation is None:
+            if kind == "accepted":  # sent twice, and the first is over
+                self.outgoing.append(protocol.encode("cancel", id=message["id"]))
+            return
+        if kind == "accepted":
+            generation.seed = message["seed"]
+            generation.attempt_seq = generation.attempt_characters = 0
+        elif kind == "tokens":
+            self._add_tokens(generation, message)
+        else:
+            self._complete(generation, message)
+
+    def _add_tokens(self, generation: Generation, message: dict[str, Any]) -> None:
+        known = len(generation.ids)
+        if message["seq"] != generation.attempt_seq or message["offset"] > known:
+            self._finish(
+                generation,
+                ServerError("internal", "messages were lost on the way", id=message["id"]),
+            )
+            self.outgoing.append(protocol.encode("cancel", id=message["id"]))
+            return
+        generation.attempt_seq += 1
+        old = known - message["offset"]
+        ids, drafted = message["ids"][old:], message["drafted"][old:]
+        old = max(0, generation.characters - generation.attempt_characters)
+        text = message["text"][old:]
+        generation.attempt_characters += len(message["text"])
+        generation.characters = max(generation.characters, generation.attempt_characters)
+        if ids or text:
+            generation.ids += ids
+            generation.drafted += drafted
+            generation.texts.append(text)
+            generation.chunks.append(Chunk(generation.id, known, ids, drafted, text))
+            self.changed.add(generation)
+
+    def _complete(self, generation: Generation, message: dict[str, Any]) -> None:
+        generation.completion = Completion(
+            id=generation.id,
+            text=message.get("text", "".join(generation.texts)),
+            ids=message.get("ids", generation.ids),
+            drafted=generation.drafted,
+            finish=message["finish"],
+            stop_reason=message.get("stop_reason"),
+            seed=generation.seed,
+            usage=message.get("usage", {}),
+            speculation=message.get("speculation", {}),
+            timing=message.get("timing", {}),
+            timeline=message.get("timeline"),
+        )
+        self._finish(generation)
+
+    def _finish(self, call: Call, error: Exception | None = None) -> None:
+        call.error = error
+        self.changed.add(call)
+        if isinstance(call, Generation):
+            self._generations.pop(call.id, None)
+        else:
+            self._questions.remove(call)
+
+    def _refused(self, message: dict[str, Any]) -> None:
+        id = message["id"]
+        error = ServerError(
+            message["code"],
+            message["message"],
+            retryable=message["retryable"],
+            id=id,
+            retry_after_ms=message.get("retry_after_ms"),
+        )
+        call: Call | None = self._generations.get(id)
+        if isinstance(call, Generation) and call.resent and error.code == "duplicate_id":
+            return  # it had survived; the open one goes on
+        if call is None:
+            call = next((item for item in self._questions if _may_be_refused(item, id)), None)
+        if call is not None:
+            self._finish(call, error)
+        elif id is None:
+            logger.warning("the server answered %s", error)
+
+    def _answered(self, kind: str, message: dict[str, Any]) -> None:
+        key = message.get("id", message.get("n")) if kind not in ("welcome", "info") else None
+        for question in self._questions:
+            if question.answer_type == kind and question.key == key:
+                question.answer = message
+                self._finish(question)
+                return
+
+
+def _may_be_refused(question: Question, id: str | None) -> bool:
+    return question.key == id if isinstance(question.key, str) else id is None

@@ -1,0 +1,343 @@
+"""The front process: one thread, one poll over clients, engine and supervisor."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from pdv_mp.config import ConfigError, EngineConfig
+from pdv_mp.control import ControlClient
+from pdv_mp.front.connections import ClientSocket, Connection, Reply
+from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.report import Reporter
+from pdv_mp.front.service import ModelFacts, Service
+from pdv_mp.front.text import TextCodec
+from pdv_mp.wire import control as control_wire
+from pdv_mp.wire import engine as engine_wire
+from pdv_mp.wire import protocol
+from pdv_mp.wire.protocol import ErrorCode, ProtocolError
+
+logger = logging.getLogger(__name__)
+
+CLIENT_SOCKET = "client"
+"""File name of the clients' socket in the run directory."""
+
+MESSAGES_PER_TURN = 64
+"""Most messages taken from one socket before the others are looked at again."""
+
+ALIVE_TICK_SECONDS = 0.5
+ALIVE_AFTER_NS = 750_000_000
+"""A connection that was sent nothing for this long at a tick is due, so one message a second."""
+
+FLUSH_SECONDS = 2.0
+LINGER_SECONDS = 1.0
+
+
+class FrontError(RuntimeError):
+    """The front cannot start or go on; the message says why and what to do."""
+
+
+def run_front(config: EngineConfig, run_dir: Path, control: ControlClient, generation: int) -> None:
+    """Serve clients until the supervisor says stop.
+
+    Raises ConfigError when the configuration cannot be served, FrontError when the worker has
+    another configuration or the address cannot be listened on.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        engine = EngineEdge(context, run_dir, generation)
+        try:
+            _start(config, run_dir, control, context, engine)
+        finally:
+            engine.close()
+    finally:
+        context.term()
+
+
+def _start(
+    config: EngineConfig,
+    run_dir: Path,
+    control: ControlClient,
+    context: zmq.Context[zmq.Socket[bytes]],
+    engine: EngineEdge,
+) -> None:
+    if config.model.model is None:
+        raise ConfigError("--model is not resolved; start the server through pdv-launch")
+    codec = TextCodec(Path(config.model.model))
+    facts = _wait_for_engine(control, engine)
+    if facts is None:
+        return
+    if facts["fingerprint"] != config.fingerprint:
+        raise FrontError("the worker was started with another configuration than the front")
+    front = Front(config, control, context, engine, codec, facts)
+    try:
+        front.listen(run_dir)
+        front.serve()
+    finally:
+        front.close()
+
+
+def _wait_for_engine(control: ControlClient, engine: EngineEdge) -> dict[str, Any] | None:
+    """The worker's facts, or None if the supervisor stops the start."""
+    poller = zmq.Poller()
+    poller.register(engine.socket, zmq.POLLIN)
+    poller.register(control.socket, zmq.POLLIN)
+    while True:
+        while (order := control.receive()) is not None:
+            if isinstance(order, control_wire.Stop):
+                return None
+            if isinstance(order, (control_wire.Drain, control_wire.Abort, control_wire.Lost)):
+                control.send(control_wire.Drained())
+        message = engine.receive()
+        if isinstance(message, engine_wire.EngineReady):
+            return message.facts
+        if message is not None:
+            raise FrontError(f"the worker sent {type(message).__name__} before it was ready")
+        poller.poll()
+
+
+def listen_address(host: str, port: int) -> str:
+    """The endpoint to bind for ``--host`` and ``--port``. Raises ConfigError for a bad host."""
+    if host in ("", "*"):
+        raise ConfigError(f"--host {host!r} is not an address; 0.0.0.0 listens on all interfaces")
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--host {host!r} is not an address: {error}") from error
+    family, address = found[0][0], found[0][4][0]
+    where = f"[{address}]" if family == socket.AF_INET6 else address
+    return f"tcp://{where}:{port or '*'}"
+
+
+class Front:
+    """The sockets of the front process and the loop over them."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        control: ControlClient,
+        context: zmq.Context[zmq.Socket[bytes]],
+        engine: EngineEdge,
+        codec: TextCodec,
+        facts: dict[str, Any],
+    ) -> None:
+        self._config = config
+        self._control = control
+        self._engine = engine
+        self._instance = secrets.token_hex(8)
+        model = ModelFacts(
+            facts["vocab_size"],
+            tuple(facts["eos_ids"]),
+            facts["max_model_len"],
+            facts["max_request_tokens"],
+        )
+        limit = config.server.max_message_bytes
+        self._service = Service(
+            config,
+            codec,
+            model,
+            facts["credits"],
+            lambda service: ClientSocket(
+                context, limit, service.connection_gone, service.slow_consumer
+            ),
+            engine,
+        )
+        self._clients = self._service.clients
+        self._reporter = Reporter(config, facts, self._instance, model.room)
+        self._endpoints: list[str] = []
+        self._owes_drained = False
+        self._stopped = False
+        self._next_tick: float | None = None
+        self._info_number = 0
+        self._info_waiters: list[Connection] = []
+        self._info_next: list[Connection] = []
+
+    def listen(self, run_dir: Path) -> None:
+        """Bind the clients' socket and tell the supervisor where. Raises FrontError."""
+        server = self._config.server
+        address = listen_address(server.host, server.port)
+        router = self._clients.socket
+        if "[" in address:
+            router.setsockopt(zmq.IPV6, 1)
+        try:
+            router.bind(address)
+        except zmq.ZMQError as error:
+            raise FrontError(
+                f"cannot listen on {address}: {error}; choose another --host or --port"
+            ) from error
+        endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        ipc = f"ipc://{run_dir / CLIENT_SOCKET}"
+        router.bind(ipc)
+        self._endpoints = [endpoint, ipc]
+        facts = {"endpoint": endpoint, "ipc": ipc, "pid": os.getpid(), "instance": self._instance}
+        self._control.send(control_wire.Ready(name="front", facts=facts))
+
+    def serve(self) -> None:
+        """The loop: poll, orders first, then tokens, then clients, then what is due."""
+        poller = zmq.Poller()
+        for polled in (self._control.socket, self._engine.socket, self._clients.socket):
+            poller.register(polled, zmq.POLLIN)
+        while not self._stopped:
+            poller.poll(self._poll_milliseconds())
+            polled_ns = time.monotonic_ns()
+            while (order := self._control.receive()) is not None:
+                self._obey(order)
+            self._take_from_engine(polled_ns)
+            self._take_from_clients()
+            self._do_what_is_due()
+        self._flush()
+
+    def close(self) -> None:
+        """Close the clients' socket."""
+        self._clients.close(LINGER_SECONDS)
+
+    def _poll_milliseconds(self) -> int | None:
+        due = [at for at in (self._clients.next_retry(), self._next_tick) if at is not None]
+        if not due:
+            return None
+        return max(0, int((min(due) - time.monotonic()) * 1000) + 1)
+
+    def _obey(self, order: control_wire.SupervisorMessage) -> None:
+        if isinstance(order, control_wire.Stop):
+            self._stopped = True
+            self._service.abort_all()
+        elif isinstance(order, control_wire.Drain):
+            self._service.draining = self._owes_drained = True
+        elif isinstance(order, control_wire.Abort):
+            self._service.draining = self._owes_drained = True
+            self._service.abort_all()
+        elif isinstance(order, control_wire.Lost):
+            self._owes_drained = True
+            self._lose(order.name)
+
+    def _lose(self, name: str) -> None:
+        self._engine.lost = True
+        self._service.lose(name)
+        waiters = self._info_waiters + self._info_next
+        self._info_waiters, self._info_next = [], []
+        self._answer_info(waiters, {})
+
+    def _take_from_engine(self, polled_ns: int) -> None:
+        first: int | None = polled_ns
+        for _ in range(MESSAGES_PER_TURN):
+            message = self._engine.receive(first)
+            first = None
+            if message is None:
+                return
+            if self._service.lost is not None:
+                continue
+            if isinstance(message, engine_wire.Tokens):
+                self._service.tokens(message)
+            elif isinstance(message, engine_wire.InfoReply):
+                self._answer_info(self._info_waiters, message.info)
+                self._info_waiters, self._info_next = self._info_next, []
+                if self._info_waiters:
+                    self._ask_info()
+            else:
+                raise FrontError(f"the worker sent an unexpected {type(message).__name__}")
+
+    def _take_from_clients(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            received = self._clients.receive()
+            if received is None:
+                return
+            connection, frames = received
+            try:
+                self._handle(connection, frames, time.monotonic_ns())
+            except ProtocolError as error:
+                self._service.refuse(connection, error)
+
+    def _handle(self, connection: Connection, frames: list[bytes], received_ns: int) -> None:
+        if len(frames) != 1:
+            raise ProtocolError(
+                ErrorCode.BAD_REQUEST, f"a message is one frame, not {len(frames)}; use a DEALER"
+            )
+        message = protocol.decode_client(frames[0], self._config.server.max_message_bytes)
+        if isinstance(message, protocol.Generate):
+            self._service.generate(connection, message, received_ns)
+        elif isinstance(message, protocol.Cancel):
+            self._service.cancel(connection, message.id)
+        elif isinstance(message, protocol.Ping):
+            identity = {"instance": self._instance, "connection": connection.number}
+            self._reply(connection, "pong", n=message.n, **identity)
+        elif isinstance(message, protocol.Hello):
+            self._reply(connection, "welcome", **self._reporter.welcome(connection))
+        elif isinstance(message, protocol.Info):
+            self._request_info(connection)
+        elif isinstance(message, protocol.Tokenize):
+            ids = self._service.tokenize(message.id, message.prompt)
+            self._reply(connection, "tokenized", id=message.id, ids=ids)
+        else:
+            text = self._service.detokenize(message.id, message.ids)
+            self._reply(connection, "detokenized", id=message.id, text=text)
+
+    def _reply(self, to: Connection, kind: str, /, **fields: Any) -> None:
+        self._clients.send(to, Reply(protocol.encode(kind, **fields)))
+
+    def _request_info(self, connection: Connection) -> None:
+        """At most one question to the engine is on its way; it answers all who asked before it."""
+        if self._engine.lost:
+            self._answer_info([connection], {})
+        elif self._info_waiters:
+            self._info_next.append(connection)
+        else:
+            self._info_waiters.append(connection)
+            self._ask_info()
+
+    def _ask_info(self) -> None:
+        self._info_number += 1
+        self._engine.send(engine_wire.InfoRequest(number=self._info_number))
+
+    def _answer_info(self, connections: list[Connection], engine_info: dict[str, Any]) -> None:
+        if not connections:
+            return
+        fields = self._reporter.info(
+            self._service, self._clients, self._engine, self._endpoints, engine_info
+        )
+        for connection in connections:
+            self._reply(connection, "info", **fields)
+
+    def _do_what_is_due(self) -> None:
+        now = time.monotonic()
+        self._clients.retry(now)
+        if self._next_tick is not None and now >= self._next_tick:
+            self._send_alive()
+            self._next_tick = now + ALIVE_TICK_SECONDS
+        self._service.end_turn()
+        if self._engine.lost and self._service.lost is None:
+            self._lose("worker-0")
+        if not self._service.journal.open:
+            if self._owes_drained:
+                self._control.send(control_wire.Drained())
+                self._owes_drained = False
+            if self._next_tick is not None and not self._clients.with_open_requests():
+                self._next_tick = None
+        elif self._next_tick is None:
+            self._next_tick = now + ALIVE_TICK_SECONDS
+
+    def _send_alive(self) -> None:
+        due_ns = time.monotonic_ns() - ALIVE_AFTER_NS
+        for connection in self._clients.with_open_requests():
+            if connection.last_sent_ns <= due_ns and not connection.outbox:
+                identity = {"instance": self._instance, "connection": connection.number}
+                self._reply(connection, "alive", **identity)
+
+    def _flush(self) -> None:
+        """Give what waits for slow readers a bounded time to leave."""
+        deadline = time.monotonic() + FLUSH_SECONDS
+        self._service.end_turn()
+        while (retry_at := self._clients.next_retry()) is not None:
+            now = time.monotonic()
+            if now >= deadline:
+                logger.warning("messages to slow readers were dropped at the end")
+                return
+            time.sleep(max(0.0, min(retry_at, deadline) - now))
+            self._clients.retry(time.monotonic())
+            self._clients.settle()

@@ -1,0 +1,490 @@
+"""The life of a request in the front: checked, accepted, opened, streamed, ended exactly once."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pdv_mp.config import EngineConfig
+from pdv_mp.front.connections import ClientSocket, Connection, LastMessage, Reply
+from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.journal import Journal, Request
+from pdv_mp.front.stops import OutputText
+from pdv_mp.front.text import TextCodec
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.timeline import Timeline, state_index
+from pdv_mp.wire import engine as wire
+from pdv_mp.wire import protocol
+from pdv_mp.wire.protocol import ErrorCode, ProtocolError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_TOKENS = 128
+_MILLISECOND = 1_000_000
+
+_CLIENT_DECODE = state_index("client>front.decode")
+_TEXT = state_index("front.text")
+_QUEUE = state_index("front.queue")
+_PUBLISH = state_index("front.publish")
+_INBOX = state_index("front.inbox")
+_OUTBOX = state_index("front.outbox")
+_OPEN_ENCODE = state_index("front>verify.encode")
+_ADMISSION = state_index("prefill.queue")
+_COMPUTE = state_index("verify.compute")
+_TOKENS_ENCODE = state_index("verify>front.encode")
+_TOKENS_WIRE = state_index("verify>front.wire")
+_TOKENS_DECODE = state_index("verify>front.decode")
+
+_FINISH_NAMES = {
+    wire.Finish.STOP: "stop",
+    wire.Finish.LENGTH: "length",
+    wire.Finish.ABORT: "abort",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the front must know of the models to check a request."""
+
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    max_model_len: int
+    max_request_tokens: int
+
+    @property
+    def room(self) -> int:
+        """Most tokens of prompt and output together."""
+        return min(self.max_model_len, self.max_request_tokens)
+
+
+class Service:
+    """Serves requests between the clients' socket and the engine's edge."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        codec: TextCodec,
+        facts: ModelFacts,
+        credits: int,
+        clients: Callable[[Service], ClientSocket],
+        engine: EngineEdge,
+    ) -> None:
+        self._codec = codec
+        self._facts = facts
+        self._max_open = config.scheduling.max_open_requests
+        self._longest_prompt = facts.room * codec.longest_token
+        self.clients = clients(self)
+        self._engine = engine
+        self.journal = Journal(credits)
+        self._close: list[int] = []
+        self.draining = False
+        self.lost: str | None = None
+        self.finished: Counter[str] = Counter(stop=0, length=0, abort=0)
+        self.errors: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
+        self._last_finish_ns = 0
+        self._finish_interval_ms = 0.0
+
+    def refuse(self, connection: Connection, error: ProtocolError) -> None:
+        """Answer a message that cannot be served."""
+        self.errors[error.code.value] += 1
+        frame = protocol.error(
+            error.code, error.message, error.id, retry_after_ms=error.retry_after_ms
+        )
+        self.clients.send(connection, Reply(frame))
+
+    def generate(
+        self, connection: Connection, message: protocol.Generate, received_ns: int
+    ) -> None:
+        """Accept a request, or raise the ProtocolError that refuses it."""
+        timeline = Timeline(_CLIENT_DECODE, received_ns)
+        self._check_open(connection, message.id)
+        if message.prompt is not None:
+            timeline.enter(_TEXT, time.monotonic_ns())
+            prompt_ids = self.tokenize(message.id, message.prompt)
+            timeline.enter(_PUBLISH, time.monotonic_ns())
+        else:
+            prompt_ids = message.prompt_ids or []
+        params = self._check(message, prompt_ids)
+        request = Request(
+            key=self.journal.new_key(),
+            connection=connection,
+            id=message.id,
+            prompt_ids=np.array(prompt_ids, np.int32),
+            params=params,
+            stream=message.stream,
+            wants_timeline=message.timeline,
+            output=OutputText(self._codec.detokenizer(), params.stop),
+            timeline=timeline,
+            arrived_ns=received_ns,
+        )
+        connection.open[request.id] = request
+        self.journal.add(request)
+        accepted = protocol.accepted(request.id, len(prompt_ids), params.seed or 0)
+        self.clients.send(connection, Reply(accepted))
+        request.queued_ns = time.monotonic_ns()
+        self.admit()
+        if not request.opened_ns:
+            timeline.enter(_QUEUE, request.queued_ns)
+
+    def _check_open(self, connection: Connection, id: str) -> None:
+        if id in connection.open:
+            raise ProtocolError(
+                ErrorCode.DUPLICATE_ID, f"id {id!r} is still open on this connection", id
+            )
+        if self.lost is not None:
+            raise ProtocolError(ErrorCode.LANE_FAILED, f"process {self.lost} died", id)
+        if self.draining:
+            raise ProtocolError(ErrorCode.DRAINING, "the server is shutting down", id)
+        if len(self.journal.open) >= self._max_open:
+            raise ProtocolError(
+                ErrorCode.QUEUE_FULL,
+                f"{self._max_open} requests are open; send this one again later",
+                id,
+                retry_after_ms=int(min(max(self._finish_interval_ms, 10.0), 5000.0)),
+            )
+
+    def tokenize(self, id: str, prompt: str) -> list[int]:
+        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
+        if len(prompt) > self._longest_prompt:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"prompt has {len(prompt)} characters, which cannot be {self._facts.room} tokens "
+                "or fewer",
+                id,
+            )
+        try:
+            return self._codec.encode(prompt)
+        except Exception as error:  # the tokenizer library raises plain Exception
+            logger.exception("tokenizing %d characters failed", len(prompt))
+            raise ProtocolError(
+                ErrorCode.INTERNAL, "the prompt could not be tokenized", id
+            ) from error
+
+    def detokenize(self, id: str, ids: list[int]) -> str:
+        """Text of ids. Raises ProtocolError for an id outside the vocabulary."""
+        self._check_ids("ids", ids, id)
+        return self._codec.decode(ids)
+
+    def _check_ids(self, name: str, ids: list[int], id: str) -> None:
+        if ids and (min(ids) < 0 or max(ids) >= self._facts.vocab_size):
+            raise ProtocolError(
+                ErrorCode.BAD_REQUEST,
+                f"{name} must lie between 0 and {self._facts.vocab_size - 1}",
+                id,
+            )
+
+    def _check(self, message: protocol.Generate, prompt_ids: list[int]) -> SamplingParams:
+        """The request's parameters with ``max_tokens`` and ``seed`` filled in."""
+        name = "prompt" if message.prompt_ids is None else "prompt_ids"
+        params, room = message.params, self._facts.room
+        if not prompt_ids or message.prompt == "":
+            raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name} is empty", message.id)
+        self._check_ids(name, prompt_ids, message.id)
+        if len(prompt_ids) > room:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"{name} has {len(prompt_ids)} tokens; at most {room} are allowed",
+                message.id,
+            )
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"max_tokens {params.max_tokens} is over the limit of {room}",
+                message.id,
+            )
+        max_tokens = params.max_tokens
+        if max_tokens is None:
+            max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room - len(prompt_ids)))
+        if len(prompt_ids) + max_tokens > room:
+            raise ProtocolError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"{name} has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; together "
+                f"they may be at most {room}",
+                message.id,
+            )
+        seed = secrets.randbits(53) if params.seed is None else params.seed
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=params.temperature,
+            top_k=params.top_k if 0 < params.top_k < self._facts.vocab_size else 0,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=seed,
+            stop=params.stop,
+            stop_token_ids=params.stop_token_ids,
+            ignore_eos=params.ignore_eos,
+            speculate=params.speculate,
+        )
+
+    def admit(self) -> None:
+        """Open waiting requests at the scheduler while it has credits."""
+        while (request := self.journal.admit()) is not None:
+            now = time.monotonic_ns()
+            request.opened_ns = now
+            request.timeline.enter(_OPEN_ENCODE, now)
+            params = request.params
+            stop_ids = params.stop_token_ids
+            if not params.ignore_eos:
+                stop_ids += self._facts.eos_ids
+            message = wire.Open(
+                request=request.key,
+                prompt_ids=request.prompt_ids,
+                max_tokens=params.max_tokens or 1,
+                sampling=(
+                    params.temperature,
+                    params.top_k,
+                    params.top_p,
+                    params.min_p,
+                    params.seed or 0,
+                ),
+                stop_ids=stop_ids,
+                speculate=params.speculate,
+                report_timeline=request.wants_timeline,
+                timeline=request.timeline.pack(),
+            )
+            self._engine.send(message, now)
+
+    def tokens(self, message: wire.Tokens) -> None:
+        """Deliver what one cycle of the scheduler emitted."""
+        timelines = dict(message.timelines)
+        texts = dict(message.messages)
+        drafted = message.drafted.tolist()
+        accepted = message.accepted.tolist()
+        finishes = message.finish.tolist()
+        stop_ids = message.stop_ids.tolist()
+        cached = message.cached.tolist()
+        ids = message.ids.tolist()
+        start = 0
+        for entry, (key, count) in enumerate(
+            zip(message.requests.tolist(), message.counts.tolist(), strict=True)
+        ):
+            end = start + count
+            finish = wire.Finish(finishes[entry])
+            request = self.journal.open.get(key)
+            if request is None:  # it ended here before
+                if finish is not wire.Finish.NONE:
+                    self.journal.release(key)
+            else:
+                request.speculation.add(drafted[entry], accepted[entry])
+                request.cached_tokens = max(request.cached_tokens, cached[entry])
+                if finish is wire.Finish.FAILED:
+                    self.journal.finish(request)
+                    text = texts.get(entry, "the worker could not serve this request")
+                    self._fail(request, ErrorCode.INTERNAL, text)
+                else:
+                    self._deliver(
+                        request,
+                        ids[start:end],
+                        min(accepted[entry], count),
+                        finish,
+                        stop_ids[entry],
+                        timelines.get(entry),
+                        message.stamps,
+                    )
+            start = end
+
+    def _deliver(
+        self,
+        request: Request,
+        ids: list[int],
+        num_drafted: int,
+        finish: wire.Finish,
+        stop_id: int,
+        snapshot: list[Any] | None,
+        stamps: wire.Stamps,
+    ) -> None:
+        started_ns = time.monotonic_ns()
+        piece = request.output.push(ids, final=finish is not wire.Finish.NONE)
+        text_ns = time.monotonic_ns()
+        ids = ids[: piece.num_ids]
+        flags = [1] * min(num_drafted, len(ids))
+        flags += [0] * (len(ids) - len(flags))
+        if ids and not request.first_token_ns:
+            request.first_token_ns = text_ns
+        ending = piece.stop is not None or finish is not wire.Finish.NONE
+        if snapshot is not None:
+            _place(request, snapshot, stamps, started_ns, text_ns, ending)
+        self._emit(request, ids, flags, piece.text)
+        if not ending:
+            return
+        if finish is not wire.Finish.NONE:
+            self.journal.finish(request)
+        else:
+            self._end(request)
+        if piece.stop is not None:
+            self._done(request, "stop", piece.stop)
+        else:
+            reason = stop_id if finish is wire.Finish.STOP and stop_id >= 0 else None
+            self._done(request, _FINISH_NAMES[finish], reason)
+
+    def _emit(self, request: Request, ids: list[int], flags: list[int], text: str) -> None:
+        offset = len(request.output_ids)
+        request.output_ids += ids
+        request.drafted += flags
+        if not request.stream:
+            request.texts.append(text)
+        elif ids or text:
+            self.clients.send_tokens(request, offset, ids, flags, text)
+
+    def cancel(self, connection: Connection, id: str) -> None:
+        """End a request with ``abort``, unless it is over or was never open."""
+        request = connection.open.get(id)
+        if request is not None and not request.ended:
+            self._abort(request)
+
+    def abort_all(self) -> None:
+        """End every open request with ``abort``."""
+        for request in list(self.journal.open.values()):
+            self._abort(request)
+
+    def _abort(self, request: Request) -> None:
+        self._end(request)
+        if request.snapshot is not None:
+            # The worker went on with this request after its last tokens and did not say with what.
+            request.timeline = Timeline.unpack(request.snapshot)
+            request.timeline.state = _COMPUTE
+            _add_overlapped(request)
+        elif request.opened_ns:
+            request.timeline.enter(_ADMISSION, request.opened_ns)
+        request.timeline.enter(_PUBLISH, time.monotonic_ns())
+        self._emit(request, [], [], request.output.push((), final=True).text)
+        self._done(request, "abort", None)
+
+    def _end(self, request: Request) -> None:
+        if self.journal.end(request):
+            self._close.append(request.key)
+
+    def _done(self, request: Request, finish: str, reason: str | int | None) -> None:
+        self.finished[finish] += 1
+        now = time.monotonic_ns()
+        if self._last_finish_ns:
+            interval = (now - self._last_finish_ns) / _MILLISECOND
+            self._finish_interval_ms += 0.1 * (interval - self._finish_interval_ms)
+        self._last_finish_ns = now
+        if request.connection.outbox:
+            request.timeline.enter(_OUTBOX, now)
+        size = 0
+        if not request.stream:
+            size = 6 * len(request.output_ids) + sum(len(text.encode()) for text in request.texts)
+        self.clients.send(
+            request.connection,
+            LastMessage(request, lambda: _encode_done(request, finish, reason), size),
+        )
+
+    def _fail(self, request: Request, code: ErrorCode, message: str) -> None:
+        """Send the ``error`` that ends a request; the journal knows already that it is over."""
+        self.errors[code.value] += 1
+        self.clients.send(
+            request.connection,
+            LastMessage(request, lambda: protocol.error(code, message, request.id), len(message)),
+        )
+
+    def connection_gone(self, connection: Connection) -> None:
+        """Cancel what a client left behind."""
+        for request in connection.open.values():
+            if not request.ended:
+                self._end(request)
+                self.finished["abort"] += 1
+
+    def slow_consumer(self, connection: Connection) -> None:
+        """End all requests of a client for which too much waits."""
+        message = "the client reads too slowly; over 8 MiB waited for it"
+        for request in list(connection.open.values()):
+            if not request.ended:
+                self._end(request)
+            self._fail(request, ErrorCode.SLOW_CONSUMER, message)
+
+    def lose(self, name: str) -> None:
+        """The process ``name`` died: every open request gets ``lane_failed``."""
+        self.lost = name
+        self._close.clear()
+        for request in list(self.journal.open.values()):
+            self.journal.end(request)
+            self._fail(request, ErrorCode.LANE_FAILED, f"process {name} died")
+
+    def end_turn(self) -> None:
+        """What one turn of the loop left to do: closes, freed credits, lost connections."""
+        self.clients.settle()
+        if self._close:
+            self._engine.send(wire.Close(requests=np.array(self._close, np.int64)))
+            self._close.clear()
+        if self.lost is None:
+            self.admit()
+
+
+def _place(
+    request: Request,
+    snapshot: list[Any],
+    stamps: wire.Stamps,
+    started_ns: int,
+    text_ns: int,
+    ending: bool,
+) -> None:
+    """Account for the way of a tokens entry: the baton's for the last one, beside it before."""
+    if not ending:
+        request.snapshot = snapshot
+        edges = (
+            (_TOKENS_ENCODE, stamps.sent_ns - stamps.encode_ns),
+            (_TOKENS_WIRE, stamps.received_ns - stamps.sent_ns),
+            (_TOKENS_DECODE, stamps.decoded_ns - stamps.received_ns),
+            (_INBOX, started_ns - stamps.decoded_ns),
+            (_TEXT, text_ns - started_ns),
+        )
+        for state, nanoseconds in edges:
+            entry = request.overlapped.setdefault(state, [0, 0])
+            entry[0] += 1
+            entry[1] += nanoseconds
+        return
+    timeline = Timeline.unpack(snapshot)
+    timeline.enter(_TOKENS_WIRE, stamps.sent_ns)
+    timeline.enter(_TOKENS_DECODE, stamps.received_ns)
+    timeline.enter(_INBOX, stamps.decoded_ns)
+    timeline.enter(_TEXT, started_ns)
+    timeline.enter(_PUBLISH, text_ns)
+    request.timeline = timeline
+    _add_overlapped(request)
+
+
+def _add_overlapped(request: Request) -> None:
+    for state, (count, nanoseconds) in request.overlapped.items():
+        request.timeline.add_overlapped(state, nanoseconds, count)
+
+
+def _encode_done(request: Request, finish: str, reason: str | int | None) -> bytes:
+    now = time.monotonic_ns()
+    opened_ns = request.opened_ns or now
+    first_ns = request.first_token_ns
+    fields: dict[str, Any] = {
+        "id": request.id,
+        "finish": finish,
+        "stop_reason": reason,
+        "usage": {
+            "prompt_tokens": len(request.prompt_ids),
+            "completion_tokens": len(request.output_ids),
+            "cached_tokens": request.cached_tokens,
+        },
+        "speculation": {
+            "cycles": request.speculation.cycles,
+            "drafted": request.speculation.drafted,
+            "accepted": request.speculation.accepted,
+            "accepted_per_pos": request.speculation.accepted_per_pos,
+        },
+        "timing": {
+            "queue_ms": (opened_ns - request.queued_ns) / _MILLISECOND,
+            "ttft_ms": (first_ns - request.arrived_ns) / _MILLISECOND if first_ns else None,
+            "e2e_ms": (now - request.arrived_ns) / _MILLISECOND,
+        },
+    }
+    if not request.stream:
+        fields["ids"] = request.output_ids
+        fields["text"] = "".join(request.texts)
+    if request.wants_timeline:
+        fields["timeline"] = request.timeline.report(now)
+    return protocol.encode("done", **fields)

@@ -1,0 +1,113 @@
+"""Entry point of every process that the supervisor starts: ``python -m pdv_mp.process NAME …``.
+
+It ties the process's life to its parent's first of all, then connects to the supervisor, reads the
+configuration from the run directory and runs the role that NAME stands for. Signals are the
+supervisor's business: it tells its children by message what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pdv_mp.control import ControlClient
+
+SUPERVISED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that children ignore; the supervisor blocks them while it starts a child."""
+
+CONFIG_FILE = "config.json"
+"""File name of the configuration in the run directory."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Has the kernel kill this process when its parent dies; exits if the parent is gone already.
+
+    The signal follows the parent's *thread*, so the supervisor starts children from its main one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
+    if os.getppid() != parent_pid:
+        sys.exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one role until the supervisor stops it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pdv_mp.process", description=__doc__)
+    parser.add_argument("name", help="front or worker-0")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--generation", type=int, default=0)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    options = parser.parse_args(arguments)
+
+    die_with_parent(options.parent_pid)
+    for number in SUPERVISED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+    faulthandler.enable()
+
+    from pdv_mp.control import ControlClient
+    from pdv_mp.wire.control import Bye, Failed
+
+    control = ControlClient(options.run_dir, options.name)
+    try:
+        _run_role(options.name, options.run_dir, options.generation, control)
+    except Exception as error:
+        expected = _is_users_error(error)
+        if not expected:
+            logging.getLogger(__name__).exception("%s failed", options.name)
+        if control.ready_sent:
+            control.close()
+            return 1
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        exit_code = 2 if expected else 3
+        control.finish(Failed(options.name, message, exit_code))
+        return exit_code
+    control.finish(Bye(options.name))
+    return 0
+
+
+def _run_role(name: str, run_dir: Path, generation: int, control: ControlClient) -> None:
+    from pdv_mp.config import ConfigError, EngineConfig
+    from pdv_mp.topology import FRONT, topology
+
+    config = EngineConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    logging.basicConfig(
+        level=config.server.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    if name == FRONT:
+        from pdv_mp.front import run_front
+
+        run_front(config, run_dir, control, generation)
+    elif name in topology(config.topology).worker_names:
+        from pdv_mp.worker_process import run_worker
+
+        run_worker(config, name, run_dir, control, generation)
+    else:
+        raise ConfigError(f"topology {config.topology!r} has no process {name!r}")
+
+
+def _is_users_error(error: Exception) -> bool:
+    """Whether the message alone tells the user what to change, so that no traceback is needed."""
+    from pdv_mp.config import ConfigError
+    from pdv_mp.model.errors import ModelError
+
+    return isinstance(error, (ConfigError, ModelError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""A front in a thread, with the supervisor's and the worker's ends of its sockets in the test.
+
+Tests in other folders import it as ``front.front_harness``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pdv_mp.config import EngineConfig
+from pdv_mp.control import ControlClient, control_endpoint
+from pdv_mp.front import run_front
+from pdv_mp.timeline import Timeline, state_index
+from pdv_mp.wire import control as control_wire
+from pdv_mp.wire import engine as wire
+
+WAIT_MS = 10_000
+CORPUS = [
+    "def decode(self, frame):\n    return frame.split(b'\\n')\n",
+    "for index, character in enumerate(text):\n    print(index, character)\n",
+    "Größe, naïve café, déjà vu, 日本語のテキスト, emoji 🙂🙃\n",
+    "the quick brown fox jumps over the lazy dog STOP and END\n",
+]
+MAX_MODEL_LEN = 64
+EOS = "<|end|>"
+
+
+def small_tokenizer() -> Tokenizer:
+    """A small byte-level BPE tokenizer with one special token."""
+    result = Tokenizer(models.BPE())
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    result.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    result.train_from_iterator(CORPUS * 4, trainer)
+    return result
+
+
+@dataclasses.dataclass
+class Entry:
+    """One entry of a Tokens message."""
+
+    request: int
+    ids: list[int] = dataclasses.field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+    finish: wire.Finish = wire.Finish.NONE
+    stop_id: int = -1
+    cached: int = 0
+    message: str | None = None
+    timeline: list[Any] | None = None
+
+
+class FakeEngine:
+    """The worker's end of the edge; tests say what it answers."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path) -> None:
+        self.socket = context.socket(zmq.PAIR)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self.socket.setsockopt(option, 0)
+        self.socket.connect(f"ipc://{run_dir}/engine-0")
+
+    def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
+        self.socket.send(wire.encode(message, 0, encode_ns))
+
+    def receive(self, kind: type[Any], wait_ms: int = WAIT_MS) -> Any:
+        assert self.socket.poll(wait_ms), f"no {kind.__name__} came"
+        message, _ = wire.decode(self.socket.recv(), time.monotonic_ns())
+        assert isinstance(message, kind), message
+        return message
+
+    def emit(self, *entries: Entry) -> None:
+        """Send one Tokens message."""
+
+        def column(values: list[int]) -> wire.Int32Column:
+            return np.array(values, np.int32)
+
+        encode_ns = time.monotonic_ns()
+        timelines = []
+        for index, entry in enumerate(entries):
+            if entry.timeline is not None:
+                timeline = Timeline.unpack(entry.timeline)
+                timeline.enter(state_index("verify.compute"), timeline.since)
+                timeline.enter(state_index("verify>front.encode"), encode_ns)
+                timelines.append((index, timeline.pack()))
+        self.send(
+            wire.Tokens(
+                requests=np.array([entry.request for entry in entries], np.int64),
+                counts=column([len(entry.ids) for entry in entries]),
+                drafted=column([entry.drafted for entry in entries]),
+                accepted=column([entry.accepted for entry in entries]),
+                finish=column([int(entry.finish) for entry in entries]),
+                stop_ids=column([entry.stop_id for entry in entries]),
+                cached=column([entry.cached for entry in entries]),
+                ids=column([id for entry in entries for id in entry.ids]),
+                timelines=timelines,
+                messages=[
+                    (index, entry.message)
+                    for index, entry in enumerate(entries)
+                    if entry.message is not None
+                ],
+            ),
+            encode_ns,
+        )
+
+
+class FakeClient:
+    """A DEALER that sends and receives raw messages."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, queue: int = 1000
+    ) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVHWM, queue)
+        self.socket.connect(endpoint)
+
+    def send(self, type: str, **fields: Any) -> None:
+        self.socket.send(msgpack.packb({"v": 1, "type": type, **fields}))
+
+    def receive(self, wait_ms: int = WAIT_MS) -> dict[str, Any]:
+        """The next message that is not ``alive``."""
+        while True:
+            assert self.socket.poll(wait_ms), "no answer came"
+            message: dict[str, Any] = msgpack.unpackb(self.socket.recv())
+            assert message["v"] == 1
+            if message["type"] != "alive":
+                return message
+
+    def expect(self, type: str, **fields: Any) -> dict[str, Any]:
+        message = self.receive()
+        assert message["type"] == type, message
+        for name, value in fields.items():
+            assert message[name] == value, message
+        return message
+
+    def until_last(self, id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The ``tokens`` of one request and its ``done`` or ``error``, checked for their rules."""
+        tokens: list[dict[str, Any]] = []
+        while True:
+            message = self.receive()
+            if message.get("id") != id:
+                continue
+            if message["type"] in ("done", "error"):
+                return tokens, message
+            if message["type"] == "tokens":
+                assert message["seq"] == len(tokens)
+                assert message["offset"] == sum(len(item["ids"]) for item in tokens)
+                assert len(message["drafted"]) == len(message["ids"])
+                tokens.append(message)
+
+
+class FrontUnderTest:
+    """A running front, and everything around it."""
+
+    def __init__(self, model_folder: Path, credits: int = 4, **options: Any) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="pdvt-")
+        self.run_dir = Path(self.folder.name)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.supervisor = self.context.socket(zmq.ROUTER)
+        self.supervisor.setsockopt(zmq.LINGER, 0)
+        self.supervisor.bind(control_endpoint(self.run_dir))
+        self.config = EngineConfig.from_options(
+            **{"model": str(model_folder), "draft_model": "none", "port": 0, **options}
+        )
+        self.facts = {
+            "fingerprint": self.config.fingerprint,
+            "vocab_size": 400,
+            "eos_ids": [0],
+            "max_model_len": MAX_MODEL_LEN,
+            "max_request_tokens": MAX_MODEL_LEN,
+            "credits": credits,
+            "model": "tiny",
+            "draft_model": None,
+            "pid": os.getpid(),
+        }
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="front-under-test")
+        self.thread.start()
+        self.routing_id, hello = self._control()
+        assert isinstance(hello, control_wire.Hello)
+        self.engine = FakeEngine(self.context, self.run_dir)
+        self.clients: list[FakeClient] = []
+
+    def _run(self) -> None:
+        control = ControlClient(self.run_dir, "front")
+        try:
+            run_front(self.config, self.run_dir, control, 0)
+        except (RuntimeError, ValueError) as error:
+            self.error = error
+            traceback.print_exc()
+        finally:
+            control.close()
+
+    def start(self) -> FrontUnderTest:
+        self.engine.send(wire.EngineReady(facts=self.facts))
+        ready = self.expect_control(control_wire.Ready)
+        self.endpoint, self.ipc = ready.facts["endpoint"], ready.facts["ipc"]
+        return self
+
+    def _control(self) -> tuple[bytes, control_wire.ControlMessage]:
+        assert self.supervisor.poll(WAIT_MS), "the front said nothing to the supervisor"
+        routing_id, frame = self.supervisor.recv_multipart()
+        return routing_id, control_wire.decode_control(frame)
+
+    def expect_control(self, kind: type[Any]) -> Any:
+        message = self._control()[1]
+        assert isinstance(message, kind), message
+        return message
+
+    def order(self, message: control_wire.SupervisorMessage) -> None:
+        self.supervisor.send_multipart([self.routing_id, control_wire.encode_control(message)])
+
+    def client(self, endpoint: str | None = None) -> FakeClient:
+        self.clients.append(FakeClient(self.context, endpoint or self.endpoint))
+        return self.clients[-1]
+
+    def client_with_short_queue(self) -> FakeClient:
+        """One for which the front soon has to keep what is not read."""
+        self.clients.append(FakeClient(self.context, self.ipc, queue=1))
+        return self.clients[-1]
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.order(control_wire.Stop())
+        self.thread.join(20)
+        alive = self.thread.is_alive()
+        for socket in (self.supervisor, self.engine.socket, *(c.socket for c in self.clients)):
+            socket.close(linger=0)
+        self.context.term()
+        self.folder.cleanup()
+        assert not alive, "the front did not stop"

@@ -1,0 +1,241 @@
+"""Every error that the front can give, hostile frames, and readers that do not read."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from front.front_harness import MAX_MODEL_LEN, Entry, FakeClient, FrontUnderTest
+
+from pdv_mp.front.connections import MAX_WAITING_BYTES
+from pdv_mp.wire import control as control_wire
+from pdv_mp.wire import engine as wire
+from pdv_mp.wire.engine import Finish
+
+MakeFront = Callable[..., FrontUnderTest]
+
+
+def check_served(front: FrontUnderTest, client: FakeClient, id: str = "good") -> None:
+    """A good request is served from beginning to end."""
+    client.send("generate", id=id, prompt_ids=[5], max_tokens=1)
+    client.expect("accepted", id=id)
+    opened = front.engine.receive(wire.Open)
+    front.engine.emit(Entry(opened.request, [9], finish=Finish.LENGTH))
+    assert client.until_last(id)[1]["finish"] == "length"
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("empty prompt", {"prompt": ""}, "bad_request", "prompt"),
+    ("no ids", {"prompt_ids": []}, "bad_request", "prompt_ids"),
+    ("negative id", {"prompt_ids": [-1]}, "bad_request", "prompt_ids"),
+    ("id too high", {"prompt_ids": [400]}, "bad_request", "prompt_ids"),
+    ("huge id", {"prompt_ids": [2**40]}, "bad_request", "prompt_ids"),
+    (
+        "sum over the context",
+        {"prompt_ids": [1] * 10, "max_tokens": MAX_MODEL_LEN},
+        "context_length_exceeded",
+        "max_tokens",
+    ),
+    (
+        "prompt fills the context",
+        {"prompt_ids": [1] * MAX_MODEL_LEN},
+        "context_length_exceeded",
+        "prompt_ids",
+    ),
+    ("long prompt", {"prompt_ids": [1] * (MAX_MODEL_LEN + 1)}, "too_large", "prompt_ids"),
+    ("long text", {"prompt": "x " * 200_000}, "too_large", "prompt"),
+    ("max_tokens", {"prompt_ids": [1], "max_tokens": 10**9}, "too_large", "max_tokens"),
+    ("stop list", {"prompt_ids": [1], "stop": ["x"] * 17}, "too_large", "stop"),
+    ("logprobs", {"prompt_ids": [1], "logprobs": 3}, "bad_request", "logprobs"),
+    ("temperature", {"prompt_ids": [1], "temperature": -1}, "bad_request", "temperature"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "named"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_refused(front: FrontUnderTest, fields: dict[str, Any], code: str, named: str) -> None:
+    client = front.client()
+    client.send("generate", id="r", **fields)
+    error = client.expect("error", id="r", code=code, retryable=False)
+    assert named in error["message"]
+    check_served(front, client, "r")
+
+
+def test_duplicate_id(front: FrontUnderTest) -> None:
+    client = front.client()
+    client.send("generate", id="a", prompt_ids=[1])
+    client.expect("accepted")
+    opened = front.engine.receive(wire.Open)
+    client.send("generate", id="a", prompt_ids=[2])
+    client.expect("error", id="a", code="duplicate_id", retryable=False)
+    front.engine.emit(Entry(opened.request, [3], finish=Finish.LENGTH))
+    client.expect("tokens", ids=[3])
+    client.expect("done")
+    check_served(front, client, "a")
+
+
+def test_queue_full(make_front: MakeFront) -> None:
+    front = make_front(credits=1, max_open_requests=2).start()
+    client = front.client()
+    for id in "ab":
+        client.send("generate", id=id, prompt_ids=[1])
+        client.expect("accepted")
+    client.send("generate", id="c", prompt_ids=[1])
+    error = client.expect("error", id="c", code="queue_full", retryable=True)
+    assert 1 <= error["retry_after_ms"] <= 5000
+    opened = front.engine.receive(wire.Open)
+    front.engine.emit(Entry(opened.request, [3], finish=Finish.LENGTH))
+    assert client.until_last("a")[1]["finish"] == "length"
+    client.send("generate", id="c", prompt_ids=[1])
+    client.expect("accepted", id="c")
+
+
+def test_unsupported_version(front: FrontUnderTest) -> None:
+    client = front.client()
+    client.socket.send(msgpack.packb({"v": 2, "type": "generate", "id": "a", "prompt": "x"}))
+    client.expect("error", id="a", code="unsupported_version", retryable=False)
+    check_served(front, client)
+
+
+def test_failed_by_the_engine(front: FrontUnderTest) -> None:
+    client = front.client()
+    client.send("generate", id="a", prompt_ids=[1])
+    client.expect("accepted")
+    opened = front.engine.receive(wire.Open)
+    front.engine.emit(Entry(opened.request, finish=Finish.FAILED, message="out of luck"))
+    client.expect("error", id="a", code="internal", message="out of luck", retryable=True)
+    check_served(front, client)
+
+
+def test_a_lost_lane(make_front: MakeFront) -> None:
+    front = make_front(credits=1).start()
+    client = front.client()
+    for id in "ab":
+        client.send("generate", id=id, prompt_ids=[1])
+        client.expect("accepted", id=id)
+    front.order(control_wire.Lost("worker-0"))
+    for id in "ab":
+        error = client.expect("error", id=id, code="lane_failed", retryable=True)
+        assert "worker-0" in error["message"]
+    front.expect_control(control_wire.Drained)
+    client.send("generate", id="c", prompt_ids=[1])
+    client.expect("error", id="c", code="lane_failed")
+    client.send("ping", n=3)
+    client.expect("pong", n=3)
+    client.send("info")
+    assert client.expect("info")["counters"]["errors"]["lane_failed"] == 3
+
+
+def test_message_sizes(make_front: MakeFront) -> None:
+    front = make_front(max_message_bytes=1024).start()
+    client = front.client()
+    client.send("generate", id="a", prompt="x" * 1100)
+    client.expect("error", id=None, code="too_large", retryable=False)
+    client.send("ping", n=1)
+    first = client.expect("pong")["connection"]
+    client.send("generate", id="a", prompt="x" * 2100)  # closes the connection
+    client.send("ping", n=2)
+    deadline = time.monotonic() + 10
+    while True:  # libzmq reconnects; the ping may have been lost with the old connection
+        if client.socket.poll(200):
+            break
+        assert time.monotonic() < deadline
+        client.send("ping", n=2)
+    assert client.expect("pong")["connection"] != first
+    other = front.client()
+    check_served(front, other)
+
+
+@pytest.mark.parametrize("frames", [[b""], [b"", b""], [b"x"] * 3, [b""] * 100])
+def test_hostile_envelopes(front: FrontUnderTest, frames: list[bytes]) -> None:
+    client = front.client()
+    client.socket.send_multipart(frames)
+    client.expect("error", id=None, code="bad_request")
+    check_served(front, client)
+
+
+def test_random_frames(front: FrontUnderTest) -> None:
+    client = front.client()
+    generator = random.Random(1)
+    for _ in range(300):
+        client.socket.send(generator.randbytes(generator.randrange(60)))
+        client.expect("error", id=None, code="bad_request")
+    good = msgpack.packb({"v": 1, "type": "generate", "id": "a", "prompt": "hi", "stop": ["x"]})
+    for _ in range(300):
+        mutated = bytearray(good)
+        mutated[generator.randrange(len(mutated))] = generator.randrange(256)
+        client.socket.send(mutated)
+    client.send("ping", n=77)
+    accepted = 0
+    while (message := client.receive())["type"] != "pong":
+        assert message["type"] in ("accepted", "error")
+        accepted += message["type"] == "accepted"
+    other = front.client()
+    other.send("info")
+    while not isinstance(item := front.engine.receive(wire.EngineMessage), wire.InfoRequest):
+        accepted -= 1
+        front.engine.emit(Entry(item.request, finish=Finish.LENGTH))
+    front.engine.send(wire.InfoReply(number=item.number, info={}))
+    other.expect("info")
+
+
+def test_a_reader_that_does_not_read_gets_slow_consumer(make_front: MakeFront) -> None:
+    front = make_front(credits=4).start()
+    slow, quick = front.client_with_short_queue(), front.client()
+    ids = [300] * 10_000
+    slow.send("generate", id="slow", prompt_ids=[1], timeline=True)
+    slow.expect("accepted")
+    opened = front.engine.receive(wire.Open)
+    quick.send("generate", id="quick", prompt_ids=[1])
+    quick.expect("accepted")
+    other = front.engine.receive(wire.Open)
+    sent = 0
+    while not front.engine.socket.poll(0):
+        front.engine.emit(Entry(opened.request, ids), Entry(other.request, [sent % 400]))
+        quick.expect("tokens", ids=[sent % 400], offset=sent)  # nobody else notices
+        sent += 1
+        assert sent * len(ids) < 40 * MAX_WAITING_BYTES
+    assert front.engine.receive(wire.Close).requests.tolist() == [opened.request]
+    front.engine.emit(
+        Entry(opened.request, finish=Finish.ABORT), Entry(other.request, finish=Finish.LENGTH)
+    )
+    quick.expect("done", id="quick", finish="length")
+    tokens, last = slow.until_last("slow")
+    assert (last["type"], last["code"], last["retryable"]) == ("error", "slow_consumer", False)
+    assert 0 < len(tokens) < sent
+    check_served(front, slow, "slow")
+
+
+def test_a_slow_reader_gets_merged_tokens_without_a_gap(make_front: MakeFront) -> None:
+    front = make_front().start()
+    slow, quick = front.client_with_short_queue(), front.client()
+    text_id = 300
+    slow.send("generate", id="s", prompt_ids=[1], timeline=True)
+    slow.expect("accepted")
+    opened = front.engine.receive(wire.Open)
+    quick.send("ping", n=1)
+    quick.expect("pong")
+    count, chunk = 400, 1000
+    for _ in range(count):
+        front.engine.emit(Entry(opened.request, [text_id] * chunk, timeline=opened.timeline))
+    front.engine.emit(Entry(opened.request, finish=Finish.LENGTH, timeline=opened.timeline))
+    while True:  # wait until the front has taken all of it, while the reader sleeps
+        quick.send("info")
+        question = front.engine.receive(wire.InfoRequest)
+        front.engine.send(wire.InfoReply(number=question.number, info={}))
+        if quick.expect("info")["counters"]["finished"]["length"]:
+            break
+    tokens, done = slow.until_last("s")
+    assert done["type"] == "done"
+    assert sum(len(item["ids"]) for item in tokens) == count * chunk
+    assert len(tokens) < count
+    assert max(len(item["ids"]) for item in tokens) > chunk
+    timeline = done["timeline"]
+    assert sum(state["ns"] for state in timeline["states"].values()) == timeline["e2e_ns"]
+    assert timeline["states"]["front.outbox"]["ns"] > 0
+    assert timeline["overlapped"]["front.text"]["n"] == count

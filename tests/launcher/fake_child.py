@@ -1,0 +1,51 @@
+"""A child without a role: says what the supervisor tells it, and behaves as its test asks.
+
+fake_child.py NAME RUN_DIR PARENT_PID BEHAVIOUR
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from pdv_mp.process import SUPERVISED_SIGNALS, die_with_parent
+
+
+def main(name: str, run_dir: Path, parent_pid: int, behaviour: str) -> int:
+    die_with_parent(parent_pid)
+    from pdv_mp.control import ControlClient
+    from pdv_mp.wire.control import Abort, Bye, Drain, Drained, Failed, Lost, Ready, Stop
+
+    for number in SUPERVISED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
+    if behaviour == "crash":
+        print("the roof is on fire", file=sys.stderr)
+        return 7
+    if behaviour == "mute":
+        signal.pause()
+    control = ControlClient(run_dir, name)
+    if behaviour == "fail":
+        control.finish(Failed(name, "there is no disk left", 3))
+        return 3
+    if behaviour == "slow-start":
+        control.progress("counting to infinity")
+        signal.pause()
+    control.send(Ready(name, {"fact": name}))
+    if behaviour == "deaf":
+        signal.pause()
+    while True:
+        control.socket.poll()
+        while (message := control.receive()) is not None:
+            print(f"told to {type(message).__name__}", flush=True)
+            if isinstance(message, Stop):
+                control.finish(Bye(name))
+                return 9 if behaviour == "bad-exit" else 0
+            answers = isinstance(message, (Abort, Lost)) or behaviour != "busy"
+            if isinstance(message, (Drain, Abort, Lost)) and answers:
+                control.send(Drained())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

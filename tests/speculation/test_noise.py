@@ -1,0 +1,164 @@
+"""The noise: its bits, against an independent implementation; its law; its independence."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from speculation import reference
+
+from pdv_mp.speculation.noise import add_gumbel_, gumbel, gumbel_at, row_keys
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+GOLDEN = [
+    [-1095643215, -1094957691, 1054244886, 1080988636, 1053235769],
+    [1046107717, 1077497509, 1069306378, -1139150773, -1098313964],
+    [1059248517, -1089014881, 1087549175, 1058631092, 1065667310],
+    [1063934380, 1073185627, 1061028637, 1056830374, -1079262327],
+]
+
+
+def keys_of(seeds: list[int], positions: list[int]) -> torch.Tensor:
+    return torch.from_numpy(row_keys(np.array(seeds, np.int64), np.array(positions, np.int64)))
+
+
+def noise_of(seeds: list[int], positions: list[int], vocab_size: int) -> np.ndarray:
+    return gumbel(keys_of(seeds, positions), vocab_size).numpy()
+
+
+@settings(max_examples=200, deadline=None)
+@given(INT64, st.integers(0, 2**40), st.integers(0, 2**18))
+def test_agrees_with_plain_python(seed: int, position: int, token: int) -> None:
+    tokens = torch.tensor([[token]])
+    value = gumbel_at(keys_of([seed], [position]), tokens).item()
+    assert value == pytest.approx(reference.gumbel(seed, position, token), abs=1e-6)
+
+
+def test_both_ends_of_the_range() -> None:
+    """The smallest and largest of many uniforms, where a careless logarithm loses its digits."""
+    noise = noise_of([11] * 512, list(range(512)), 4096)
+    for index in (*noise.ravel().argsort()[:20], *noise.ravel().argsort()[-20:]):
+        position, token = divmod(int(index), 4096)
+        exact = reference.gumbel(11, position, token)
+        assert noise[position, token] == pytest.approx(exact, abs=1e-6)
+    assert noise.max() > 12
+    assert noise.min() >= -2.812
+
+
+def test_golden_bits() -> None:
+    """These bits may never change: a seed must give the same text in every version."""
+    noise = noise_of([0, 1, -1, 2**53 - 1], [0, 1, 2047, 10**6], 5)
+    assert noise.view(np.int32).tolist() == GOLDEN
+
+
+def test_one_element_at_a_time_has_the_same_bits() -> None:
+    """Neither the width, nor the batch, nor the place in an array changes a bit."""
+    seeds, positions = [3, 3, -8, 2**40, 3], [0, 1, 1, 5, 700]
+    for vocab_size in (1, 3, 17, 4097, 70_000):
+        whole = gumbel(keys_of(seeds, positions), vocab_size)
+        single = torch.cat(
+            [gumbel(keys_of([s], [p]), vocab_size) for s, p in zip(seeds, positions, strict=True)]
+        )
+        assert torch.equal(whole, single)
+        ids = torch.randint(0, vocab_size, (5, 7), generator=torch.Generator().manual_seed(1))
+        picked = gumbel_at(keys_of(seeds, positions), ids)
+        assert torch.equal(picked, whole.gather(1, ids))
+
+
+def test_added_in_place_it_is_the_same_noise() -> None:
+    keys = keys_of([5] * 40, list(range(40)))
+    scores = torch.randn(40, 5000, generator=torch.Generator().manual_seed(2))
+    expected = scores + gumbel(keys, 5000)
+    assert torch.equal(add_gumbel_(scores, keys), expected)
+    assert torch.equal(scores, expected)
+
+
+def test_empty_batches() -> None:
+    assert gumbel(keys_of([], []), 5).shape == (0, 5)
+    assert gumbel_at(keys_of([1], [1]), torch.zeros((1, 0), dtype=torch.int64)).shape == (1, 0)
+
+
+def test_threads_do_not_change_bits() -> None:
+    keys = keys_of([5] * 64, list(range(64)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = gumbel(keys, 5000)
+        torch.set_num_threads(2)
+        two = gumbel(keys, 5000)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_same_bits_on_a_gpu() -> None:
+    keys = keys_of([5] * 64, list(range(64)))
+    assert torch.equal(gumbel(keys, 5000), gumbel(keys.cuda(), 5000).cpu())
+
+
+def uniforms(noise: np.ndarray) -> np.ndarray:
+    """Back to uniform on (0, 1)."""
+    return np.exp(-np.exp(-noise.astype(np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "positions"),
+    [
+        ([7] * 256, range(256)),
+        (range(256), [3] * 256),
+        ([2**32 * i for i in range(256)], [0] * 256),
+        ([-i for i in range(256)], range(256)),
+    ],
+    ids=["positions", "seeds", "high-seeds", "diagonal"],
+)
+def test_uniform_over_any_slice(seeds: list[int], positions: list[int]) -> None:
+    """All values, the values of each row, and those of each token, are uniform."""
+    u = uniforms(noise_of(list(seeds), list(positions), 1024))
+    counts = np.histogram(u, 4096, (0, 1))[0]
+    assert stats.chisquare(counts).pvalue > 1e-3
+    for axis in (0, 1):
+        levels = [stats.kstest(line, "uniform").pvalue for line in np.moveaxis(u, axis, 0)]
+        assert stats.kstest(levels, "uniform").pvalue > 1e-3
+
+
+def test_the_winning_tail_has_its_share() -> None:
+    """2^24 values: above -log(-log1p(-2^-k)) lie 2^(24-k) of them, up to the noise of counting."""
+    noise = noise_of([99] * 1024, list(range(1024)), 2**14)
+    for k in range(8, 21):
+        expected = 2 ** (24 - k)
+        count = int((noise > -math.log(-math.log1p(-(2.0**-k)))).sum())
+        assert abs(count - expected) < 4 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 16, 64, 128])
+@pytest.mark.parametrize("what", ["seed", "position", "token"])
+def test_neighbours_are_independent(what: str, shift: int) -> None:
+    """Pairs (g, neighbour's g) fill a 16 by 16 table evenly; so do their low bits."""
+    rows, columns = 512, 1024
+    base = uniforms(noise_of([5] * rows, list(range(rows)), columns))
+    if what == "seed":
+        other = uniforms(noise_of([5 + shift] * rows, list(range(rows)), columns))
+    elif what == "position":
+        other = uniforms(noise_of([5] * rows, [p + shift for p in range(rows)], columns))
+    else:
+        wide = uniforms(noise_of([5] * rows, list(range(rows)), columns + shift))
+        other = wide[:, shift:]
+    for scale in (1, 2**8):
+        cells = [np.floor(u * scale % 1 * 16).astype(int).ravel() for u in (base, other)]
+        table = np.bincount(cells[0] * 16 + cells[1], minlength=256)
+        assert stats.chisquare(table).pvalue > 1e-4
+
+
+def test_rows_do_not_repeat() -> None:
+    """No two of many (seed, position) pairs share their keys, also where seed + position agree."""
+    seeds, positions = np.meshgrid(np.arange(-500, 500), np.arange(1000), indexing="ij")
+    keys = row_keys(seeds.ravel(), positions.ravel())
+    assert len(np.unique(keys.view(np.int64))) == keys.shape[0]

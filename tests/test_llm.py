@@ -1,0 +1,173 @@
+"""``LLM`` with real processes: in scripts, threads and notebooks, and with nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny_model import TinyPair
+
+from pdv_mp import LLM, SamplingParams
+from pdv_mp.client import ServerError
+from pdv_mp.llm import LaunchError
+
+OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "kv_cache_memory": "16M"}
+FIXED = SamplingParams(max_tokens=6, ignore_eos=True)
+
+
+def make(pair: TinyPair, **options: Any) -> LLM:
+    return LLM(pair.verifier, pair.draft, **{**OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_pair: TinyPair, run_place: object) -> Iterator[LLM]:
+    with make(tiny_pair, check_invariants=True, max_open_requests=4) as served:
+        yield served
+
+
+def alive(pids: dict[str, int]) -> list[str]:
+    processes = {name: psutil.Process(pid) for name, pid in pids.items() if psutil.pid_exists(pid)}
+    _, left = psutil.wait_procs(list(processes.values()), timeout=5)
+    return [name for name, process in processes.items() if process in left]
+
+
+def test_completions_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [f"def f{number}(" for number in range(9)]  # more than may be open at once
+    params = [
+        SamplingParams(max_tokens=1 + number % 3, ignore_eos=True) for number in range(len(prompts))
+    ]
+    together = llm.generate(prompts, params)
+    assert [len(completion.ids) for completion in together] == [p.max_tokens for p in params]
+    alone = [llm.generate(prompt, p)[0].ids for prompt, p in zip(prompts, params, strict=True)]
+    assert [completion.ids for completion in together] == alone
+
+
+def test_ids_are_prompts_too(llm: LLM) -> None:
+    (completion,) = llm.generate([[5, 6, 7]], FIXED)
+    assert completion.usage["prompt_tokens"] == 3
+    assert len(completion.ids) == 6
+    assert llm.generate([]) == []
+    with pytest.raises(TypeError, match="give a list of such lists"):
+        llm.generate([5, 6, 7], FIXED)
+    with pytest.raises(ValueError, match="2 sampling_params for 1 prompts"):
+        llm.generate(["x"], [FIXED, FIXED])
+
+
+def test_refused_prompt_raises_and_the_next_call_is_served(llm: LLM) -> None:
+    with pytest.raises(ServerError, match="context_length_exceeded"):
+        llm.generate(["x", [1] * 510, "y"], FIXED)
+    assert len(llm.generate(["x"] * 8, FIXED)) == 8
+
+
+def test_threads_share_a_server(llm: LLM) -> None:
+    results: dict[int, list[list[int]]] = {}
+
+    def work(number: int) -> None:
+        results[number] = [c.ids for c in llm.generate(["one", "two", "three"], FIXED)]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert results[0] == results[1] == results[2]
+
+
+def test_made_in_a_thread_that_ends_and_closed_with_its_last_reference(
+    tiny_pair: TinyPair,
+) -> None:
+    made: list[LLM] = []
+    thread = threading.Thread(target=lambda: made.append(make(tiny_pair)))
+    thread.start()
+    thread.join()
+    assert len(made[0].generate("x", FIXED)) == 1
+    pids = made[0].pids
+    made.clear()
+    gc.collect()
+    assert alive(pids) == []
+
+
+def test_closed_twice_and_used_after(tiny_pair: TinyPair) -> None:
+    served = make(tiny_pair)
+    pids = served.pids
+    served.close()
+    served.close()
+    assert alive(pids) == []
+    with pytest.raises(LaunchError, match="closed"):
+        served.generate("x")
+
+
+def test_dead_worker_is_a_launch_error_that_names_it(tiny_pair: TinyPair) -> None:
+    with make(tiny_pair) as served:
+        os.kill(served.pids["worker-0"], signal.SIGKILL)
+        with pytest.raises(LaunchError, match="worker-0 was killed by SIGKILL"):
+            served.generate("x", SamplingParams(max_tokens=400, ignore_eos=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "/nowhere/model"}, "/nowhere/model: no such folder"),
+        ({"topology": "pdv"}, "topology 'pdv' is not built yet; use 'unified'"),
+        ({"max_num_seq": 1}, "No such option '--max-num-seq'"),
+        ({"max_num_seqs": 0}, "0 is not in the range"),
+    ],
+)
+def test_failure_to_start_has_the_launchers_message(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LaunchError) as caught:
+        LLM(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+SCRIPT = """
+import sys
+from pdv_mp import LLM, SamplingParams
+
+llm = LLM(sys.argv[1], sys.argv[2], device="cpu", threads=1, kv_cache_memory="16M")
+print(len(llm.generate("x", SamplingParams(max_tokens=3, ignore_eos=True))[0].ids))
+print(*llm.pids.values(), flush=True)
+if sys.argv[3] == "wait":
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["falls-off", "killed"])
+def test_script_without_a_main_guard_leaves_nothing(
+    tiny_pair: TinyPair, tmp_path: Path, end: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(script), str(tiny_pair.verifier), str(tiny_pair.draft)),
+            "wait" if end == "killed" else "go",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "3\n"
+    pids = {text: int(text) for text in process.stdout.readline().split()}
+    assert len(pids) == 3
+    if end == "killed":
+        process.kill()
+    else:
+        assert process.wait(60) == 0
+    process.wait()
+    process.stdout.close()
+    process.stdin.close()
+    assert alive(pids) == []
