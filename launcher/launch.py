@@ -230,6 +230,12 @@ def _supervise(
     return supervisor.run()
 
 
+OMP_SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")
+"""Turns that an idle kernel thread spins before it sleeps, a few hundred microseconds: long enough
+to bridge the gap between two kernels of one forward pass, short enough to leave the core to others
+between two batches."""
+
+
 def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int = 0) -> ChildSpec:
     """The command line and the environment of one child of a prepared configuration.
 
@@ -242,6 +248,7 @@ def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int =
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": OMP_SPIN_COUNT,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # the models are local folders by now
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.models.llama import Attention, TrainingLlama, rotate
+from bench.models.llama import Attention, Layer, TrainingLlama, rotate
 from bench.models.shapes import END_OF_TEXT_ID
 
 
@@ -63,7 +64,8 @@ class CachedDecoder:
         """
         decoder, dtype = self._model.model, self._model.compute_dtype
         x = decoder.embed_tokens(ids).float()
-        for number, layer in enumerate(decoder.layers):
+        for number, module in enumerate(decoder.layers):
+            layer = cast(Layer, module)
             x = x + self._attend(layer.self_attn, layer.input_layernorm(x, dtype), number)
             x = x + layer.mlp(layer.post_attention_layernorm(x, dtype))
         self._filled += ids.shape[1]

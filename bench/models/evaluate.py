@@ -6,6 +6,7 @@ replace the text between the markers of the assets' README.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,10 +195,7 @@ def evaluate(
 
 def as_markdown(evaluation: Evaluation) -> str:
     """The evaluation as the README shows it."""
-    ranges = [
-        f"{low} to {high - 1}"
-        for low, high in zip(POSITION_BOUNDS[:-1], POSITION_BOUNDS[1:], strict=True)
-    ]
+    ranges = [f"{low} to {high - 1}" for low, high in itertools.pairwise(POSITION_BOUNDS)]
     lines = [
         f"Held-out text: {evaluation.verifier.utf8_bytes:,} bytes, "
         f"{evaluation.verifier.tokens:,} tokens. Perplexity per token, over all tokens and over "

@@ -151,7 +151,7 @@ class TrainingLlama(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits ``[batch, length, vocabulary]`` in the compute dtype for ``ids`` [batch, length]."""
+        """Logits ``[batch, length, vocabulary]``, in the compute dtype, of ``[batch, length]``."""
         length = ids.shape[1]
         hidden = self.model(ids, self.cos[:length], self.sin[:length], self.compute_dtype)
         return F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype))

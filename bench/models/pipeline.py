@@ -85,7 +85,7 @@ class Pipeline:
         return self.work / "tokenizer"
 
     def corpus(self) -> NDArray[np.uint16]:
-        """The training stream of ids; selects, trains the tokenizer and encodes on the first call."""
+        """The training stream of ids; made, with the tokenizer, on the first call."""
         path = self.work / "stream.npy"
         if not path.exists():
             documents = self._select()

@@ -80,7 +80,7 @@ class TrainingPlan:
         return min(warm, (self.steps - step) / decay_steps)
 
 
-VERIFIER_PLAN = TrainingPlan(steps=2100)
+VERIFIER_PLAN = TrainingPlan(steps=2000)
 DRAFT_PLAN = TrainingPlan(steps=2600, tokens_per_batch=4096, decay_share=0.5)
 
 

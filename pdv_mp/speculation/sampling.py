@@ -247,7 +247,7 @@ def _support(best: _Ranked, mass: Tensor, rows: SamplingRows) -> _Support:
     last_rank = np.where(has_top_k, np.minimum(rows.top_k, z.shape[1]), 1) - 1
     lowest = logits.gather(1, _to_device(last_rank[:, None], z))
     lowest.masked_fill_(_to_device(~has_top_k[:, None], z), -torch.inf)
-    kept = (logits >= lowest) & (z >= _log_min_p(rows, z)) & (z > -torch.inf)
+    kept = (logits >= lowest) & (z >= _log_min_p(rows, z))
     if np.any(rows.top_p < 1):
         weights = z.double().exp_().masked_fill_(logits < lowest, 0.0)
         up_to = weights.cumsum(dim=-1)

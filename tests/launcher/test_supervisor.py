@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ LAUNCHER = Path(__file__).with_name("fake_launcher.py")
 class FakeServer:
     """A supervisor with fake children, and what it prints."""
 
-    def __init__(self, front: str, worker: str, **plan: Any) -> None:
+    def __init__(self, front: str, worker: str, *, wrapper: Sequence[str] = (), **plan: Any):
         children = {"front": front, "worker-0": worker}
         self.process = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), json.dumps({"children": children, **plan})],
+            [*wrapper, sys.executable, str(LAUNCHER), json.dumps({"children": children, **plan})],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -101,6 +101,17 @@ def test_a_signal_to_the_whole_group_reaches_only_the_supervisor(serve: Any) -> 
     code, text = server.finish()
     assert code == 0, text
     assert "told to Drain" in text
+
+
+def test_nohup_is_respected(serve: Any) -> None:
+    server = serve(wrapper=["nohup"])
+    server.wait_ready()
+    server.send(signal.SIGHUP)
+    server.send(signal.SIGTERM)
+    code, text = server.finish()
+    assert code == 0
+    assert "SIGTERM: draining" in text
+    assert "SIGHUP" not in text
 
 
 def test_second_signal_aborts_requests_that_are_still_open(serve: Any) -> None:
