@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import click
 import torch
@@ -41,7 +42,7 @@ class Cell:
 
 
 def held_out_prompts(length: int) -> list[list[int]]:
-    """All disjoint windows of ``length`` tokens of the held-out files, interleaved over the files."""
+    """All disjoint windows of ``length`` tokens of the held-out files, taking turns over them."""
     tokenizer = Tokenizer.from_file(str(assets.verifier_path() / "tokenizer.json"))
     files = [tokenizer.encode(text).ids for _, text in assets.heldout_files()]
     windows = [
@@ -136,13 +137,12 @@ def table(
     lines = ["| tokens/s: median (range) | " + " | ".join(f"C = {c}" for c in concurrencies) + " |"]
     lines.append("| --- |" + " --- |" * len(concurrencies))
     for name in engines:
-        row = " | ".join(str(cells[name, c]) for c in concurrencies)
-        lines.append(f"| {name} | {row} |")
+        lines.append(f"| {name} | {' | '.join(str(cells[name, c]) for c in concurrencies)} |")
     peers = [name for name in engines if name.startswith("transformers")]
     for name in engines:
         if name in peers:
             continue
-        row = []
+        row: list[str] = []
         for c in concurrencies:
             best = max(peers, key=lambda peer: cells[peer, c].median)
             ratios = [
@@ -173,7 +173,7 @@ def main(
         raise click.BadParameter(f"{concurrency!r} is not a list of numbers") from error
     model = AutoModelForCausalLM.from_pretrained(assets.verifier_path(), dtype=torch.float32)
     assistant = AutoModelForCausalLM.from_pretrained(assets.draft_path(), dtype=torch.float32)
-    options = {}
+    options: dict[str, Any] = {}
     if num_speculative_tokens is not None:
         options["num_speculative_tokens"] = num_speculative_tokens
     with LLM(**options) as llm:

@@ -1,4 +1,4 @@
-"""``make demo``: start a server, answer three prompts with and without speculation, say how it went.
+"""``make demo``: a server answers three prompts with and without speculation, and says how it went.
 
 The prompts are the beginnings of functions from held-out files, which the shipped models have not
 seen. Both passes are greedy and give the same tokens; the demo says so after comparing them.

@@ -221,7 +221,10 @@ class ServerOptions(_Checked):
         5555, help="TCP port for clients; 0 picks a free one", minimum=0, maximum=65535
     )
     max_message_bytes: int = option(
-        4 * 1024 * 1024, help="largest message that a client may send", minimum=1024
+        4 * 1024 * 1024,
+        help="largest message that a client may send",
+        minimum=1024,
+        metavar="BYTES",
     )
     shutdown_timeout: float = option(
         30.0, help="seconds that a drain may take before it becomes an abort", minimum=0.0

@@ -1,4 +1,4 @@
-"""The scheduler with random verdicts in place of models: nothing lost, nothing late, nothing twice."""
+"""The scheduler with random verdicts in place of models: nothing is lost, late or done twice."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ A frame is a fixed header, then a msgpack array of fields (no keys), then the co
     kind u8 | 3 bytes zero | generation u32 | fields length u32 | encode_ns i64 | sent_ns i64
 
 All numbers are little-endian. ``encode_ns`` is when the building of the message began; ``sent_ns``
-is written last, right before the frame is handed to the socket, so that the receiver can tell encoding
-from transport. Columns are int32 (ids, counts) or int64 (request keys), their lengths given by the
+is written last, right before the frame is handed to the socket, so that the receiver can tell
+encoding from transport. Columns are int32 (ids, counts) or int64 (request keys), their lengths given by the
 fields before them and checked against the frame's length.
 """
 

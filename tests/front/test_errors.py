@@ -28,6 +28,16 @@ def check_served(front: FrontUnderTest, client: FakeClient, id: str = "good") ->
     assert client.until_last(id)[1]["finish"] == "length"
 
 
+def wait_for_counter(front: FrontUnderTest, client: FakeClient, group: str, name: str) -> None:
+    """Ask for ``info`` until a counter of the front is not zero."""
+    while True:
+        client.send("info")
+        question = front.engine.receive(wire.InfoRequest)
+        front.engine.send(wire.InfoReply(number=question.number, info={}))
+        if client.expect("info")["counters"][group][name]:
+            return
+
+
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("empty prompt", {"prompt": ""}, "bad_request", "prompt"),
     ("no ids", {"prompt_ids": []}, "bad_request", "prompt_ids"),
@@ -224,13 +234,13 @@ def test_a_slow_reader_gets_merged_tokens_without_a_gap(make_front: MakeFront) -
     for _ in range(count):
         front.engine.emit(Entry(opened.request, [text_id] * chunk, timeline=opened.timeline))
     front.engine.emit(Entry(opened.request, finish=Finish.LENGTH, timeline=opened.timeline))
-    while True:  # wait until the front has taken all of it, while the reader sleeps
-        quick.send("info")
-        question = front.engine.receive(wire.InfoRequest)
-        front.engine.send(wire.InfoReply(number=question.number, info={}))
-        if quick.expect("info")["counters"]["finished"]["length"]:
-            break
+    # All of it is taken while the reader sleeps. Its request stays open until `done` is sent.
+    wait_for_counter(front, quick, "finished", "length")
+    slow.send("cancel", id="s")
+    slow.send("generate", id="s", prompt_ids=[1])
+    wait_for_counter(front, quick, "errors", "duplicate_id")
     tokens, done = slow.until_last("s")
+    slow.expect("error", id="s", code="duplicate_id")
     assert done["type"] == "done"
     assert sum(len(item["ids"]) for item in tokens) == count * chunk
     assert len(tokens) < count

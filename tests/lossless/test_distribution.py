@@ -1,4 +1,4 @@
-"""Sampled sequences follow the verifier's law exactly: a G-test over all sequences of a tiny model."""
+"""Sampled sequences follow the verifier's law: a G-test over all sequences of a tiny model."""
 
 from __future__ import annotations
 

@@ -58,9 +58,7 @@ def random_requests(rng: np.random.Generator, count: int, vocabulary: int) -> li
     return requests
 
 
-def serve(
-    folder: Path, draft: Path, case: str, requests: list[Request], seed: int
-) -> list[Result]:
+def serve(folder: Path, draft: Path, case: str, requests: list[Request], seed: int) -> list[Result]:
     length, batch, chunk, priority, block_size, memory, layout = CASES[case]
     worker = make_worker(
         folder,

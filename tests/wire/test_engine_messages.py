@@ -27,7 +27,9 @@ def round_trip(message: wire.EngineMessage) -> wire.EngineMessage:
     return decoded
 
 
-@given(prompt=ids, stops=st.lists(st.integers(0, 2**31 - 1), max_size=16), seed=st.integers(0, 2**53))
+@given(
+    prompt=ids, stops=st.lists(st.integers(0, 2**31 - 1), max_size=16), seed=st.integers(0, 2**53)
+)
 def test_open_round_trip(prompt: list[int], stops: list[int], seed: int) -> None:
     message = wire.Open(
         request=2**40,
@@ -69,7 +71,16 @@ def test_tokens_round_trip(counts: list[int]) -> None:
     )
     decoded = round_trip(message)
     assert isinstance(decoded, wire.Tokens)
-    for name in ("requests", "counts", "drafted", "accepted", "finish", "stop_ids", "cached", "ids"):
+    for name in (
+        "requests",
+        "counts",
+        "drafted",
+        "accepted",
+        "finish",
+        "stop_ids",
+        "cached",
+        "ids",
+    ):
         assert np.array_equal(getattr(decoded, name), getattr(message, name)), name
     assert decoded.timelines == message.timelines
     assert decoded.messages == message.messages
