@@ -18,10 +18,10 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -le 8 ] || n=8; echo
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint type models quick clean
+.PHONY: help install demo test test-slow docs-check lint type models quick clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON) TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' WORKERS=$(WORKERS)"
 	@echo "On a machine without a GPU, TORCH_INDEX=<an index with CPU builds of torch> saves gigabytes."
@@ -44,6 +44,9 @@ test: install ## run the tests that need neither minutes nor a GPU
 
 test-slow: install ## run the tests that take long
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
+
+docs-check: install ## run every command of the README, check tables and links
+	$(PYTEST) tests/docs
 
 lint: install ## check format and style
 	$(RUN) -m ruff format --check .

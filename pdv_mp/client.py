@@ -489,7 +489,7 @@ class AsyncClient:
                             self._core.receive(frame, time.monotonic())
                 self._core.tick(time.monotonic())
                 self._wake()
-        except Exception as error:  # reaches all who wait
+        except Exception as error:  # noqa: BLE001 - every caller that waits gets it
             self._core.fail(error)
             self._wake()
 

@@ -14,10 +14,11 @@ import zmq
 
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.connections import ClientSocket, Connection, Reply
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.report import Reporter
-from pdv_mp.front.service import ModelFacts, Service
+from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as engine_wire
@@ -138,11 +139,13 @@ class Front:
             facts["max_model_len"],
             facts["max_request_tokens"],
         )
+        self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
         self._service = Service(
             config,
             codec,
             model,
+            self._admission,
             facts["credits"],
             lambda service: ClientSocket(
                 context, limit, service.connection_gone, service.slow_consumer
@@ -272,10 +275,10 @@ class Front:
         elif isinstance(message, protocol.Info):
             self._request_info(connection)
         elif isinstance(message, protocol.Tokenize):
-            ids = self._service.tokenize(message.id, message.prompt)
+            ids = self._admission.tokenize(message.id, message.prompt)
             self._reply(connection, "tokenized", id=message.id, ids=ids)
         else:
-            text = self._service.detokenize(message.id, message.ids)
+            text = self._admission.detokenize(message.id, message.ids)
             self._reply(connection, "detokenized", id=message.id, text=text)
 
     def _reply(self, to: Connection, kind: str, /, **fields: Any) -> None:

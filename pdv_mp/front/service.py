@@ -2,66 +2,40 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pdv_mp.config import EngineConfig
+from pdv_mp.front.accounting import account, encode_done, take_back
+from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.connections import ClientSocket, Connection, LastMessage, Reply
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.journal import Journal, Request
 from pdv_mp.front.stops import OutputText
 from pdv_mp.front.text import TextCodec
-from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire import engine as wire
 from pdv_mp.wire import protocol
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_MAX_TOKENS = 128
 _MILLISECOND = 1_000_000
 
 _CLIENT_DECODE = state_index("client>front.decode")
 _TEXT = state_index("front.text")
 _QUEUE = state_index("front.queue")
 _PUBLISH = state_index("front.publish")
-_INBOX = state_index("front.inbox")
 _OUTBOX = state_index("front.outbox")
 _OPEN_ENCODE = state_index("front>verify.encode")
-_ADMISSION = state_index("prefill.queue")
-_COMPUTE = state_index("verify.compute")
-_TOKENS_ENCODE = state_index("verify>front.encode")
-_TOKENS_WIRE = state_index("verify>front.wire")
-_TOKENS_DECODE = state_index("verify>front.decode")
 
 _FINISH_NAMES = {
     wire.Finish.STOP: "stop",
     wire.Finish.LENGTH: "length",
     wire.Finish.ABORT: "abort",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the front must know of the models to check a request."""
-
-    vocab_size: int
-    eos_ids: tuple[int, ...]
-    max_model_len: int
-    max_request_tokens: int
-
-    @property
-    def room(self) -> int:
-        """Most tokens of prompt and output together."""
-        return min(self.max_model_len, self.max_request_tokens)
 
 
 class Service:
@@ -72,6 +46,7 @@ class Service:
         config: EngineConfig,
         codec: TextCodec,
         facts: ModelFacts,
+        admission: Admission,
         credits: int,
         clients: Callable[[Service], ClientSocket],
         engine: EngineEdge,
@@ -79,7 +54,7 @@ class Service:
         self._codec = codec
         self._facts = facts
         self._max_open = config.scheduling.max_open_requests
-        self._longest_prompt = facts.room * codec.longest_token
+        self._admission = admission
         self.clients = clients(self)
         self._engine = engine
         self.journal = Journal(credits)
@@ -107,11 +82,11 @@ class Service:
         self._check_open(connection, message.id)
         if message.prompt is not None:
             timeline.enter(_TEXT, time.monotonic_ns())
-            prompt_ids = self.tokenize(message.id, message.prompt)
+            prompt_ids = self._admission.tokenize(message.id, message.prompt)
             timeline.enter(_PUBLISH, time.monotonic_ns())
         else:
             prompt_ids = message.prompt_ids or []
-        params = self._check(message, prompt_ids)
+        params = self._admission.parameters(message, prompt_ids)
         request = Request(
             key=self.journal.new_key(),
             connection=connection,
@@ -149,79 +124,6 @@ class Service:
                 id,
                 retry_after_ms=int(min(max(self._finish_interval_ms, 10.0), 5000.0)),
             )
-
-    def tokenize(self, id: str, prompt: str) -> list[int]:
-        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
-        if len(prompt) > self._longest_prompt:
-            raise ProtocolError(
-                ErrorCode.TOO_LARGE,
-                f"prompt has {len(prompt)} characters, which cannot be {self._facts.room} tokens "
-                "or fewer",
-                id,
-            )
-        try:
-            return self._codec.encode(prompt)
-        except Exception as error:  # the tokenizer library raises plain Exception
-            logger.exception("tokenizing %d characters failed", len(prompt))
-            raise ProtocolError(
-                ErrorCode.INTERNAL, "the prompt could not be tokenized", id
-            ) from error
-
-    def detokenize(self, id: str, ids: list[int]) -> str:
-        """Text of ids. Raises ProtocolError for an id outside the vocabulary."""
-        self._check_ids("ids", ids, id)
-        return self._codec.decode(ids)
-
-    def _check_ids(self, name: str, ids: list[int], id: str) -> None:
-        if ids and (min(ids) < 0 or max(ids) >= self._facts.vocab_size):
-            raise ProtocolError(
-                ErrorCode.BAD_REQUEST,
-                f"{name} must lie between 0 and {self._facts.vocab_size - 1}",
-                id,
-            )
-
-    def _check(self, message: protocol.Generate, prompt_ids: list[int]) -> SamplingParams:
-        """The request's parameters with ``max_tokens`` and ``seed`` filled in."""
-        name = "prompt" if message.prompt_ids is None else "prompt_ids"
-        params, room = message.params, self._facts.room
-        if not prompt_ids or message.prompt == "":
-            raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name} is empty", message.id)
-        self._check_ids(name, prompt_ids, message.id)
-        if len(prompt_ids) > room:
-            raise ProtocolError(
-                ErrorCode.TOO_LARGE,
-                f"{name} has {len(prompt_ids)} tokens; at most {room} are allowed",
-                message.id,
-            )
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise ProtocolError(
-                ErrorCode.TOO_LARGE,
-                f"max_tokens {params.max_tokens} is over the limit of {room}",
-                message.id,
-            )
-        max_tokens = params.max_tokens
-        if max_tokens is None:
-            max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room - len(prompt_ids)))
-        if len(prompt_ids) + max_tokens > room:
-            raise ProtocolError(
-                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-                f"{name} has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; together "
-                f"they may be at most {room}",
-                message.id,
-            )
-        seed = secrets.randbits(53) if params.seed is None else params.seed
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=params.temperature,
-            top_k=params.top_k if 0 < params.top_k < self._facts.vocab_size else 0,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=seed,
-            stop=params.stop,
-            stop_token_ids=params.stop_token_ids,
-            ignore_eos=params.ignore_eos,
-            speculate=params.speculate,
-        )
 
     def admit(self) -> None:
         """Open waiting requests at the scheduler while it has credits."""
@@ -310,7 +212,7 @@ class Service:
             request.first_token_ns = text_ns
         ending = piece.stop is not None or finish is not wire.Finish.NONE
         if snapshot is not None:
-            _place(request, snapshot, stamps, started_ns, text_ns, ending)
+            account(request, snapshot, stamps, started_ns, text_ns, ending)
         self._emit(request, ids, flags, piece.text)
         if not ending:
             return
@@ -346,14 +248,7 @@ class Service:
 
     def _abort(self, request: Request) -> None:
         self._end(request)
-        if request.snapshot is not None:
-            # The worker went on with this request after its last tokens and did not say with what.
-            request.timeline = Timeline.unpack(request.snapshot)
-            request.timeline.state = _COMPUTE
-            _add_overlapped(request)
-        elif request.opened_ns:
-            request.timeline.enter(_ADMISSION, request.opened_ns)
-        request.timeline.enter(_PUBLISH, time.monotonic_ns())
+        take_back(request)
         self._emit(request, [], [], request.output.push((), final=True).text)
         self._done(request, "abort", None)
 
@@ -375,7 +270,7 @@ class Service:
             size = 6 * len(request.output_ids) + sum(len(text.encode()) for text in request.texts)
         self.clients.send(
             request.connection,
-            LastMessage(request, lambda: _encode_done(request, finish, reason), size),
+            LastMessage(request, lambda: encode_done(request, finish, reason), size),
         )
 
     def _fail(self, request: Request, code: ErrorCode, message: str) -> None:
@@ -417,74 +312,3 @@ class Service:
             self._close.clear()
         if self.lost is None:
             self.admit()
-
-
-def _place(
-    request: Request,
-    snapshot: list[Any],
-    stamps: wire.Stamps,
-    started_ns: int,
-    text_ns: int,
-    ending: bool,
-) -> None:
-    """Account for the way of a tokens entry: the baton's for the last one, beside it before."""
-    if not ending:
-        request.snapshot = snapshot
-        edges = (
-            (_TOKENS_ENCODE, stamps.sent_ns - stamps.encode_ns),
-            (_TOKENS_WIRE, stamps.received_ns - stamps.sent_ns),
-            (_TOKENS_DECODE, stamps.decoded_ns - stamps.received_ns),
-            (_INBOX, started_ns - stamps.decoded_ns),
-            (_TEXT, text_ns - started_ns),
-        )
-        for state, nanoseconds in edges:
-            entry = request.overlapped.setdefault(state, [0, 0])
-            entry[0] += 1
-            entry[1] += nanoseconds
-        return
-    timeline = Timeline.unpack(snapshot)
-    timeline.enter(_TOKENS_WIRE, stamps.sent_ns)
-    timeline.enter(_TOKENS_DECODE, stamps.received_ns)
-    timeline.enter(_INBOX, stamps.decoded_ns)
-    timeline.enter(_TEXT, started_ns)
-    timeline.enter(_PUBLISH, text_ns)
-    request.timeline = timeline
-    _add_overlapped(request)
-
-
-def _add_overlapped(request: Request) -> None:
-    for state, (count, nanoseconds) in request.overlapped.items():
-        request.timeline.add_overlapped(state, nanoseconds, count)
-
-
-def _encode_done(request: Request, finish: str, reason: str | int | None) -> bytes:
-    now = time.monotonic_ns()
-    opened_ns = request.opened_ns or now
-    first_ns = request.first_token_ns
-    fields: dict[str, Any] = {
-        "id": request.id,
-        "finish": finish,
-        "stop_reason": reason,
-        "usage": {
-            "prompt_tokens": len(request.prompt_ids),
-            "completion_tokens": len(request.output_ids),
-            "cached_tokens": request.cached_tokens,
-        },
-        "speculation": {
-            "cycles": request.speculation.cycles,
-            "drafted": request.speculation.drafted,
-            "accepted": request.speculation.accepted,
-            "accepted_per_pos": request.speculation.accepted_per_pos,
-        },
-        "timing": {
-            "queue_ms": (opened_ns - request.queued_ns) / _MILLISECOND,
-            "ttft_ms": (first_ns - request.arrived_ns) / _MILLISECOND if first_ns else None,
-            "e2e_ms": (now - request.arrived_ns) / _MILLISECOND,
-        },
-    }
-    if not request.stream:
-        fields["ids"] = request.output_ids
-        fields["text"] = "".join(request.texts)
-    if request.wants_timeline:
-        fields["timeline"] = request.timeline.report(now)
-    return protocol.encode("done", **fields)

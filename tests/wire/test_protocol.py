@@ -227,7 +227,26 @@ def test_hostile_frames(data: bytes) -> None:
     assert refused(data).code is ErrorCode.BAD_REQUEST
 
 
-@settings(max_examples=500, deadline=None)
+PING = frame(type="ping", n=1)[1:]  # without the count of its three pairs
+SPOILED = {
+    "twice": b"\x84" + PING + b"\xa1n\x01",
+    "twice within": b"\x84" + PING + b"\xa1x\x82\xa1n\x01\xa1n\x01",
+    "integer key": b"\x84" + PING + b"\x01\x01",
+    "bytes key": b"\x84" + PING + b"\xc4\x01n\x01",
+    "bytes key within": b"\x84" + PING + b"\xa1x\x81\xc4\x01n\x01",
+    "trailing": b"\x83" + PING + b"\x01",
+    "deep": b"\x84" + PING + b"\xa1x" + b"\x91" * 17 + b"\x01",
+}
+
+
+@pytest.mark.parametrize("data", SPOILED.values(), ids=SPOILED.keys())
+def test_one_fault_spoils_a_good_message(data: bytes) -> None:
+    assert isinstance(decode_client(b"\x83" + PING), protocol.Ping)
+    assert isinstance(decode_client(b"\x84" + PING + b"\xa1x\x01"), protocol.Ping)
+    assert refused(data).code is ErrorCode.BAD_REQUEST
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=100))
 def test_random_bytes_only_raise_protocol_errors(data: bytes) -> None:
     assert refused(data).code in (ErrorCode.BAD_REQUEST, ErrorCode.UNSUPPORTED_VERSION)

@@ -1,0 +1,108 @@
+"""What a request must satisfy before it is accepted, and what it gets where it says nothing."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass, replace
+
+from pdv_mp.front.text import TextCodec
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.wire import protocol
+from pdv_mp.wire.protocol import ErrorCode, ProtocolError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the front must know of the models to check a request."""
+
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    max_model_len: int
+    max_request_tokens: int
+
+    @property
+    def room(self) -> int:
+        """Most tokens of prompt and output together."""
+        return min(self.max_model_len, self.max_request_tokens)
+
+
+class Admission:
+    """Checks prompts and parameters against the models' limits."""
+
+    def __init__(self, codec: TextCodec, facts: ModelFacts) -> None:
+        self._codec = codec
+        self._facts = facts
+        self._longest_prompt = facts.room * codec.longest_token
+
+    def tokenize(self, id: str, prompt: str) -> list[int]:
+        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
+        if len(prompt) > self._longest_prompt:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"prompt has {len(prompt)} characters, which cannot be {self._facts.room} tokens "
+                "or fewer",
+                id,
+            )
+        try:
+            return self._codec.encode(prompt)
+        except Exception as error:  # the tokenizer library raises plain Exception
+            logger.exception("tokenizing %d characters failed", len(prompt))
+            raise ProtocolError(
+                ErrorCode.INTERNAL, "the prompt could not be tokenized", id
+            ) from error
+
+    def detokenize(self, id: str, ids: list[int]) -> str:
+        """Text of ids. Raises ProtocolError for an id outside the vocabulary."""
+        self.check_ids("ids", ids, id)
+        return self._codec.decode(ids)
+
+    def check_ids(self, name: str, ids: list[int], id: str) -> None:
+        """Raises ProtocolError for an id outside the vocabulary."""
+        if ids and (min(ids) < 0 or max(ids) >= self._facts.vocab_size):
+            raise ProtocolError(
+                ErrorCode.BAD_REQUEST,
+                f"{name} must lie between 0 and {self._facts.vocab_size - 1}",
+                id,
+            )
+
+    def parameters(self, message: protocol.Generate, prompt_ids: list[int]) -> SamplingParams:
+        """The request's parameters with ``max_tokens`` and ``seed`` filled in. Raises ProtocolError
+        for a prompt or parameters that the server's limits refuse."""
+        name = "prompt" if message.prompt_ids is None else "prompt_ids"
+        params, room = message.params, self._facts.room
+        if not prompt_ids or message.prompt == "":
+            raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name} is empty", message.id)
+        self.check_ids(name, prompt_ids, message.id)
+        if len(prompt_ids) > room:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"{name} has {len(prompt_ids)} tokens; at most {room} are allowed",
+                message.id,
+            )
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"max_tokens {params.max_tokens} is over the limit of {room}",
+                message.id,
+            )
+        max_tokens = params.max_tokens
+        if max_tokens is None:
+            max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room - len(prompt_ids)))
+        if len(prompt_ids) + max_tokens > room:
+            raise ProtocolError(
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"{name} has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; together "
+                f"they may be at most {room}",
+                message.id,
+            )
+        return replace(
+            params,
+            max_tokens=max_tokens,
+            top_k=params.top_k if 0 < params.top_k < self._facts.vocab_size else 0,
+            seed=secrets.randbits(53) if params.seed is None else params.seed,
+        )
