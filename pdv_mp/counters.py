@@ -25,7 +25,7 @@ class Counters:
     stale_proposals: int = 0
     preemptions: int = 0
     admitted: int = 0
-    finished: int = 0
+    ended: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """All counters by name."""

@@ -22,17 +22,23 @@ DEFAULT_CPU_KV_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ModelRunner:
-    """A model bound to its cache on one device."""
+    """A model bound to its cache on one device.
+
+    ``vocab_size``: ids that both models of a pair know. A checkpoint may pad its vocabulary beyond
+    that; such ids have no text and the other model could not read them, so they are cut off.
+    """
 
     name: str
+    vocab_size: int
     config: ModelConfig
     transformer: Transformer
     cache: KVCache
     device: torch.device
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Logits [len(batch.logit_rows), vocab] float32; the rows' KV is written to the cache."""
-        return self.transformer.forward(batch, self.cache)
+        """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written."""
+        logits = self.transformer.forward(batch, self.cache)
+        return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class Resources:
         """What other processes need to know of this one; see wire.engine.EngineReady."""
         return {
             "fingerprint": config.fingerprint,
-            "vocab_size": usable_vocabulary(self.target, self.draft),
+            "vocab_size": self.target.vocab_size,
             "eos_ids": list(self.target.config.eos_token_ids),
             "max_model_len": self.max_model_len,
             "max_request_tokens": min(self.max_model_len, self.pools.max_tokens),
@@ -62,12 +68,6 @@ class Resources:
             "kv_blocks": self.pools.num_blocks,
             "block_size": self.pools.block_size,
         }
-
-
-def usable_vocabulary(target: ModelRunner, draft: ModelRunner | None) -> int:
-    """Ids that both models know; a padded vocabulary may be larger in one of them."""
-    sizes = [runner.config.vocab_size for runner in (target, draft) if runner is not None]
-    return min(sizes)
 
 
 def build_resources(config: EngineConfig) -> Resources:
@@ -123,8 +123,9 @@ def build_resources(config: EngineConfig) -> Resources:
             return ContiguousKVCache(part, num_slots, max_model_len, dtype, block_size)
         return PagedKVCache(part, num_blocks, block_size, num_slots, max_model_len, dtype, device)
 
+    vocab_size = min(part.vocab_size for part in configs)
     runners = [
-        ModelRunner(name, part, transformer, cache(part), device)
+        ModelRunner(name, vocab_size, part, transformer, cache(part), device)
         for name, part, transformer in zip(
             (config.model.served_model_name or target_folder.name, Path(str(draft_name)).name),
             configs,

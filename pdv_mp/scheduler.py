@@ -142,6 +142,7 @@ class Scheduler:
             stop_ids=message.stop_ids,
             report_timeline=message.report_timeline,
             timeline=timeline,
+            submitted_ns=message.stamps.decoded_ns,
         )
         self._by_request[sequence.request] = sequence
         refusal = self._refusal(sequence)
@@ -190,7 +191,7 @@ class Scheduler:
         self._emit_empty(sequence, finish, message)
         del self._by_request[sequence.request]
         sequence.phase = Phase.FINISHED
-        self._counters.finished += 1
+        self._counters.ended += 1
 
     def _release(self, sequence: Sequence) -> None:
         slot = sequence.slot
@@ -199,7 +200,7 @@ class Scheduler:
         sequence.phase = Phase.FINISHED
         self._table.clear(slot)
         self._pools.release(slot)
-        self._counters.finished += 1
+        self._counters.ended += 1
 
     # ------------------------------------------------------------------ admission
 
@@ -217,6 +218,7 @@ class Scheduler:
                 break
             self._waiting.popleft()
             sequence.slot = slot
+            sequence.queued_ns = now - sequence.submitted_ns
             sequence.phase = Phase.PREFILLING
             self._by_slot[slot] = sequence
             self._table.fill(sequence)
@@ -341,6 +343,7 @@ class Scheduler:
         self._counters.generated_tokens += len(ids)
         message = Tokens(
             requests=table.request[slots],
+            queued_ns=table.queued_ns[slots],
             counts=counts.astype(np.int32),
             drafted=drafted.astype(np.int32),
             accepted=accepted.astype(np.int32),
@@ -368,6 +371,7 @@ class Scheduler:
         zero = np.zeros(1, np.int32)
         tokens = Tokens(
             requests=np.array([sequence.request], np.int64),
+            queued_ns=np.array([sequence.queued_ns], np.int64),
             counts=zero,
             drafted=zero,
             accepted=zero,

@@ -46,6 +46,8 @@ class Sequence:
     stop_ids: tuple[int, ...]
     report_timeline: bool
     timeline: Timeline
+    submitted_ns: int
+    queued_ns: int = 0
     slot: int = -1
     phase: Phase = Phase.WAITING
     closing: bool = False
@@ -69,6 +71,7 @@ class SequenceTable:
         self.request = np.full(num_slots, -1, np.int64)
         self.num_prompt = np.zeros(num_slots, np.int64)
         self.max_len = np.zeros(num_slots, np.int64)
+        self.queued_ns = np.zeros(num_slots, np.int64)
         self.committed = np.zeros(num_slots, np.int64)
         self.target_len = np.zeros(num_slots, np.int64)
         self.draft_len = np.zeros(num_slots, np.int64)
@@ -88,6 +91,7 @@ class SequenceTable:
         self.request[slot] = sequence.request
         self.num_prompt[slot] = sequence.num_prompt
         self.max_len[slot] = sequence.max_len
+        self.queued_ns[slot] = sequence.queued_ns
         self.committed[slot] = sequence.num_prompt
         self.target_len[slot] = 0
         self.draft_len[slot] = 0

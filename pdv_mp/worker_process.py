@@ -69,7 +69,7 @@ def run_worker(
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     edge = FrontEdge(context, run_dir, generation)
     try:
-        facts = resources.facts(config)
+        facts = {**resources.facts(config), "processes": {name: os.getpid()}}
         edge.send(wire.EngineReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
         _serve(worker, edge, control)

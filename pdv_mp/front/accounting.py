@@ -93,7 +93,7 @@ def encode_done(request: Request, finish: str, reason: str | int | None) -> byte
             "accepted_per_pos": request.speculation.accepted_per_pos,
         },
         "timing": {
-            "queue_ms": (opened_ns - request.queued_ns) / _MILLISECOND,
+            "queue_ms": (opened_ns - request.queued_ns + request.engine_queued_ns) / _MILLISECOND,
             "ttft_ms": (first_ns - request.arrived_ns) / _MILLISECOND if first_ns else None,
             "e2e_ms": (now - request.arrived_ns) / _MILLISECOND,
         },

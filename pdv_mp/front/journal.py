@@ -51,7 +51,9 @@ class Request:
     ``params`` has its ``max_tokens`` and ``seed`` filled in. ``output_ids`` are the tokens so far;
     ``drafted`` their flags. ``timeline`` is the front's own until the first tokens arrive;
     ``snapshot`` is the latest that the worker sent, packed, and ``overlapped`` what this process
-    did beside the baton since. ``ended``: its last message is decided, though perhaps not yet sent.
+    did beside the baton since. ``queued_ns`` to ``opened_ns`` it waited here for a credit, then
+    ``engine_queued_ns`` at the scheduler for a slot. ``ended``: its last message is decided, though
+    perhaps not yet sent.
     """
 
     key: int
@@ -66,6 +68,7 @@ class Request:
     arrived_ns: int
     queued_ns: int = 0
     opened_ns: int = 0
+    engine_queued_ns: int = 0
     first_token_ns: int = 0
     output_ids: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)

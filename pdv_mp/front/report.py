@@ -57,8 +57,6 @@ class Reporter:
         """Fields of an ``info``; ``engine_info`` is the scheduler's part, empty if it is lost."""
         facts = self._facts
         processes = {"front": os.getpid(), **facts.get("processes", {})}
-        if "pid" in facts:
-            processes.setdefault("worker-0", facts["pid"])
         configuration = json.loads(self._config.to_json())
         counters = {
             **engine_info.get("counters", {}),

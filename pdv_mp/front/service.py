@@ -162,6 +162,7 @@ class Service:
         finishes = message.finish.tolist()
         stop_ids = message.stop_ids.tolist()
         cached = message.cached.tolist()
+        queued = message.queued_ns.tolist()
         ids = message.ids.tolist()
         start = 0
         for entry, (key, count) in enumerate(
@@ -175,6 +176,7 @@ class Service:
                     self.journal.release(key)
             else:
                 request.speculation.add(drafted[entry], accepted[entry])
+                request.engine_queued_ns = queued[entry]
                 request.cached_tokens = max(request.cached_tokens, cached[entry])
                 if finish is wire.Finish.FAILED:
                     self.journal.finish(request)

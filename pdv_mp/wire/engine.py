@@ -6,8 +6,8 @@ A frame is a fixed header, then a msgpack array of fields (no keys), then the co
 
 All numbers are little-endian. ``encode_ns`` is when the building of the message began; ``sent_ns``
 is written last, right before the frame is handed to the socket, so that the receiver can tell
-encoding from transport. Columns are int32 (ids, counts) or int64 (request keys), their lengths given by the
-fields before them and checked against the frame's length.
+encoding from transport. Columns are int32 (ids, counts) or int64 (request keys, durations), their
+lengths given by the fields before them and checked against the frame's length.
 """
 
 from __future__ import annotations
@@ -130,13 +130,15 @@ class Tokens:
     tokens proposed in the cycle and those that matched, before any cut; the first
     min(accepted, count) ids of an entry were draft tokens. ``finish``: :class:`Finish`.
     ``stop_ids``: the id that stopped the request, -1 if none did. ``cached``: prompt tokens that
-    came from a prefix cache. ``timelines``: entry number and packed timeline of the requests that
+    came from a prefix cache. ``queued_ns``: how long the request waited here for a slot and KV
+    room. ``timelines``: entry number and packed timeline of the requests that
     asked for it; the timeline's last state is ``verify>front.encode`` since ``encode_ns``.
     ``messages``: entry number and text for FAILED entries.
     """
 
     kind: ClassVar[int] = 3
     requests: Int64Column
+    queued_ns: Int64Column
     counts: Int32Column
     drafted: Int32Column
     accepted: Int32Column
@@ -149,7 +151,10 @@ class Tokens:
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
-        columns = [np.ascontiguousarray(self.requests, np.int64)] + [
+        columns: list[npt.NDArray[Any]] = [
+            np.ascontiguousarray(column, np.int64) for column in (self.requests, self.queued_ns)
+        ]
+        columns += [
             np.ascontiguousarray(column, np.int32)
             for column in (
                 self.counts,
@@ -168,6 +173,7 @@ class Tokens:
         entries, num_ids, timelines, messages = fields
         return cls(
             requests=columns.int64(entries),
+            queued_ns=columns.int64(entries),
             counts=columns.int32(entries),
             drafted=columns.int32(entries),
             accepted=columns.int32(entries),

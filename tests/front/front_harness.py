@@ -101,6 +101,7 @@ class FakeEngine:
                 timelines.append((index, timeline.pack()))
         self.send(
             wire.Tokens(
+                queued_ns=np.zeros(len(entries), np.int64),
                 requests=np.array([entry.request for entry in entries], np.int64),
                 counts=column([len(entry.ids) for entry in entries]),
                 drafted=column([entry.drafted for entry in entries]),
@@ -188,7 +189,7 @@ class FrontUnderTest:
             "credits": credits,
             "model": "tiny",
             "draft_model": None,
-            "pid": os.getpid(),
+            "processes": {"worker-0": os.getpid()},
         }
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="front-under-test")

@@ -59,6 +59,7 @@ def test_tokens_round_trip(counts: list[int]) -> None:
     column = np.arange(entries, dtype=np.int32)
     message = wire.Tokens(
         requests=np.arange(entries, dtype=np.int64) + 2**40,
+        queued_ns=np.arange(entries, dtype=np.int64) * 2**40,
         counts=np.array(counts, np.int32),
         drafted=column,
         accepted=column + 1,
@@ -73,6 +74,7 @@ def test_tokens_round_trip(counts: list[int]) -> None:
     assert isinstance(decoded, wire.Tokens)
     for name in (
         "requests",
+        "queued_ns",
         "counts",
         "drafted",
         "accepted",
