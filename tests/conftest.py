@@ -80,3 +80,28 @@ def tiny_server(tiny_pair: TinyPair, run_place: object) -> Iterator[ServerProces
     with ServerProcess(*arguments) as process:
         yield process.wait_ready()
         process.stop()
+
+
+LOSSLESSNESS = "losslessness"
+
+
+@pytest.fixture
+def report_line(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Adds a line to the section "losslessness" at the end of the run, also of a parallel one."""
+    return lambda line: record_property(LOSSLESSNESS, line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what the losslessness tests counted."""
+    lines = [
+        str(value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for key, value in report.user_properties
+        if key == LOSSLESSNESS
+    ]
+    if lines:
+        terminalreporter.section(LOSSLESSNESS)
+        for line in lines:
+            terminalreporter.line(line)
