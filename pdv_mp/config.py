@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -70,6 +71,8 @@ class _Checked:
             value = getattr(self, field.name)
             if value is None:
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{flag_name(field.name)} {value!r} must be a finite number")
             if info.choices and value not in info.choices:
                 raise ConfigError(
                     f"{flag_name(field.name)} {value!r} is not one of {', '.join(info.choices)}"

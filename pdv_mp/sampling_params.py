@@ -21,7 +21,8 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 or -1 means all. The order of the truncations is that
     of transformers: temperature, top_k, top_p, min_p. ``max_tokens`` None takes the default of the
-    server; ``seed`` None lets the server draw one.
+    server; ``seed`` None lets the server draw one. ``stop`` and ``stop_token_ids`` may be given as
+    lists; they are kept as tuples.
 
     Raises ParameterError for a value of the wrong type or out of range.
     """
@@ -52,6 +53,12 @@ class SamplingParams:
             _integer("seed", self.seed, -SEED_LIMIT, SEED_LIMIT)
         _boolean("ignore_eos", self.ignore_eos)
         _boolean("speculate", self.speculate)
+        for name in ("stop", "stop_token_ids"):
+            value: object = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            elif isinstance(value, str):
+                raise ParameterError(f"{name} must be a list, not one text")
         if not isinstance(self.stop, tuple) or len(self.stop) > MAX_STOPS:
             raise ParameterError(f"stop must be a list of at most {MAX_STOPS} texts")
         for text in self.stop:
