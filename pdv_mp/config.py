@@ -199,7 +199,7 @@ class SchedulingOptions(_Checked):
     @property
     def max_admitted(self) -> int:
         """Requests that may hold a slot at once: ceil(queue_factor * max_num_seqs)."""
-        return int(-(-self.queue_factor * self.max_num_seqs // 1))
+        return math.ceil(round(self.queue_factor * self.max_num_seqs, 6))
 
 
 @dataclass(frozen=True, kw_only=True)

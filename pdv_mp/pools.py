@@ -14,8 +14,9 @@ class Pools:
 
     A block is ``block_size`` tokens in the caches of all models at once: both models' KV of a
     sequence have the same length up to a cycle, so one account serves both. In contiguous caches a
-    slot's run is virtual memory and the account bounds what may be touched; pages that a released
-    slot has touched stay with it until the account needs them.
+    slot's run is virtual memory, of which the account bounds what sequences in use may fill. Pages
+    that a released slot has touched stay with it until all caches together hold more than
+    ``budget_bytes``; then those of idle slots are given back.
     """
 
     def __init__(
@@ -24,14 +25,16 @@ class Pools:
         num_blocks: int,
         block_size: int,
         caches: SequenceOf[KVCache],
+        budget_bytes: int,
     ) -> None:
         self.block_size = block_size
         self._allocator = BlockAllocator(num_blocks)
-        self._caches = tuple(caches)
+        self._paged = [cache for cache in caches if isinstance(cache, PagedKVCache)]
+        self._contiguous = [cache for cache in caches if isinstance(cache, ContiguousKVCache)]
+        self._budget_bytes = budget_bytes
         self._num_slots = num_slots
         self._free_slots = list(range(num_slots))
         self._blocks: dict[int, list[int]] = {}
-        self._resident = [0] * num_slots
 
     @property
     def num_blocks(self) -> int:
@@ -65,20 +68,18 @@ class Pools:
         slot = heapq.heappop(self._free_slots)
         blocks = self._allocator.allocate(wanted)
         self._blocks[slot] = blocks
-        self._resident[slot] = max(self._resident[slot], wanted)
-        for cache in self._caches:
-            if isinstance(cache, PagedKVCache):
-                cache.set_blocks(slot, blocks)
-        self._discard_idle_pages()
+        for cache in self._paged:
+            cache.set_blocks(slot, blocks)
+        self._give_back_pages(slot)
         return slot
 
     def release(self, slot: int) -> None:
         """Take a slot and its blocks back. Raises KeyError for a slot that is not handed out."""
         self._allocator.free(self._blocks.pop(slot))
-        for cache in self._caches:
-            if isinstance(cache, PagedKVCache):
-                cache.clear(slot)
+        for cache in self._paged:
+            cache.clear(slot)
         heapq.heappush(self._free_slots, slot)
+        self._give_back_pages(slot)
 
     def check(self) -> None:
         """Raise RuntimeError unless every slot and every block is accounted for exactly once."""
@@ -89,15 +90,11 @@ class Pools:
         if sorted([*self._free_slots, *self._blocks]) != list(range(self._num_slots)):
             raise RuntimeError("a slot is both free and in use, or lost")
 
-    def _discard_idle_pages(self) -> None:
-        """Give pages of free slots back until what is touched fits the account again."""
-        surplus = sum(self._resident) - self.num_blocks
-        for slot in sorted(self._free_slots, reverse=True):
-            if surplus <= 0:
-                break
-            if self._resident[slot]:
-                surplus -= self._resident[slot]
-                self._resident[slot] = 0
-                for cache in self._caches:
-                    if isinstance(cache, ContiguousKVCache):
-                        cache.discard(slot)
+    def _give_back_pages(self, first: int) -> None:
+        """Discard the pages of idle slots until the budget holds: those of ``first``, which has no
+        data now, and then of the free slots that will be taken last."""
+        for slot in (first, *sorted(self._free_slots, reverse=True)):
+            if sum(cache.committed_bytes() for cache in self._contiguous) <= self._budget_bytes:
+                return
+            for cache in self._contiguous:
+                cache.discard(slot)

@@ -18,6 +18,11 @@ from pdv_mp.model.transformer import Transformer
 from pdv_mp.pools import Pools
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +91,7 @@ def build_resources(config: EngineConfig) -> Resources:
     draft_config = None if draft_folder is None else ModelConfig.from_folder(draft_folder)
     configs = [part for part in (target_config, draft_config) if part is not None]
 
-    max_model_len = config.model.max_model_len or min(
-        part.max_position_embeddings for part in configs
-    )
+    max_model_len = config.model.max_model_len or min(part.context_limit for part in configs)
     for part in configs:
         part.check_max_model_len(max_model_len)
     dtype = pick_dtype(config.model.dtype, target_config, device)
@@ -117,6 +120,8 @@ def build_resources(config: EngineConfig) -> Resources:
     layout = config.cache.kv_layout
     if layout == "auto":
         layout = "contiguous" if device.type == "cpu" else "paged"
+    if layout == "contiguous" and device.type != "cpu":
+        raise ConfigError("--kv-layout contiguous is for a CPU; use paged, or --device cpu")
 
     def cache(part: ModelConfig) -> KVCache:
         if layout == "contiguous":
@@ -127,15 +132,26 @@ def build_resources(config: EngineConfig) -> Resources:
     runners = [
         ModelRunner(name, vocab_size, part, transformer, cache(part), device)
         for name, part, transformer in zip(
-            (config.model.served_model_name or target_folder.name, Path(str(draft_name)).name),
+            (config.model.served_model_name or target_folder.name, checkpoint_name(draft_folder)),
             configs,
             transformers,
             strict=False,
         )
     ]
-    pools = Pools(num_slots, num_blocks, block_size, [runner.cache for runner in runners])
+    caches = [runner.cache for runner in runners]
+    pools = Pools(num_slots, num_blocks, block_size, caches, budget_bytes=num_blocks * block_bytes)
     draft = runners[1] if len(runners) > 1 else None
     return Resources(runners[0], draft, pools, num_slots, max_model_len, dtype)
+
+
+def checkpoint_name(folder: Path | None) -> str:
+    """A folder's name, or ``owner/name`` for the snapshot of a hub model in the local cache."""
+    if folder is None:
+        return ""
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return cached.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def pick_device(name: str) -> torch.device:
@@ -157,10 +173,11 @@ def pick_dtype(name: str, model: ModelConfig, device: torch.device) -> torch.dty
     """The arithmetic of ``--dtype``; ``auto`` is lossless on a CPU and native on a GPU."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else model.dtype
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise ConfigError(f"--dtype {name!r} is not a floating point type")
-    return dtype
+    if name not in DTYPES:
+        raise ConfigError(
+            f"the checkpoint's own type {name!r} is not served; choose --dtype {', '.join(DTYPES)}"
+        )
+    return DTYPES[name]
 
 
 def kv_budget(options: CacheOptions, device: torch.device) -> int:

@@ -163,8 +163,8 @@ class Scheduler:
     def close(self, request: int) -> Sequence | None:
         """End a request at the front's wish; unknown ones have ended already.
 
-        Returns the sequence if a stage has it and is asked to give it back: a prefilling one can be
-        withdrawn at once, a running one ends with the verdict that it is waiting for.
+        Returns the sequence if a stage may have it. A caller that gets it back from the stage ends
+        it with :meth:`end_now`; otherwise a running one ends with the verdict that it waits for.
         """
         sequence = self._by_request.get(request)
         if sequence is None:
@@ -177,12 +177,14 @@ class Scheduler:
             self._ready.remove(sequence)
             self.end_now(sequence, Finish.ABORT)
             return None
-        sequence.closing = True
+        self._table.closing[sequence.slot] = True
         return sequence
 
     def end_now(self, sequence: Sequence, finish: Finish, message: str | None = None) -> None:
         """End an admitted sequence that no stage has, and free its slot."""
         self._emit_empty(sequence, finish, message)
+        if sequence.phase is Phase.RUNNING:
+            self._running.remove(sequence.slot)
         self._release(sequence)
 
     def _finish_unadmitted(
@@ -281,27 +283,13 @@ class Scheduler:
         self._counters.verify_cycles += int((proposal.lengths > 0).sum())
         self._counters.drafted_tokens += int(proposal.lengths.sum())
         self._counters.accepted_tokens += int(verdict.accepted.sum())
-        before = self._table.committed[proposal.slots]
         self._commit(
             proposal.slots, emitted, verdict.accepted + 1, proposal.lengths, verdict.accepted
         )
-        self._roll_back(proposal, before)
         self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
         for sequence in self.sequences(proposal.slots):
             state = _DRAFT_INBOX if sequence.params.speculate else _VERIFY_INBOX
             sequence.timeline.enter(state, now)
-
-    def _roll_back(self, proposal: Proposal, before: np.ndarray) -> None:
-        """Cut both caches' lengths to what is committed; nothing is copied."""
-        table = self._table
-        open_ = table.request[proposal.slots] >= 0
-        slots = proposal.slots[open_]
-        table.target_len[slots] = table.committed[slots] - 1
-        drafted = proposal.lengths[open_] > 0
-        table.draft_len[slots[drafted]] = np.minimum(
-            (before + proposal.lengths)[open_][drafted] - 1,
-            table.committed[slots[drafted]] - 1,
-        )
 
     def _commit(
         self,
@@ -323,10 +311,7 @@ class Scheduler:
         stopped = stops.any(axis=1)
         counts = np.where(stopped, stops.argmax(axis=1) + 1, counts)
         full = base + counts >= table.max_len[slots]
-        overlong = base + counts > table.max_len[slots]
-        counts = np.minimum(counts, table.max_len[slots] - base)
-        stopped &= ~overlong
-        closing = np.array([sequence.closing for sequence in self.sequences(slots)])
+        closing = table.closing[slots]
         counts = np.where(closing, 0, counts)
         used = columns < counts[:, None]
 
@@ -362,9 +347,9 @@ class Scheduler:
 
     def _reporting(self, slots: Slots) -> list[tuple[int, Timeline]]:
         return [
-            (entry, sequence.timeline)
-            for entry, sequence in enumerate(self.sequences(slots))
-            if sequence.report_timeline
+            (int(entry), sequence.timeline)
+            for entry in np.flatnonzero(self._table.reports[slots])
+            if (sequence := self._by_slot[slots[entry]])
         ]
 
     def _emit_empty(self, sequence: Sequence, finish: Finish, message: str | None) -> None:

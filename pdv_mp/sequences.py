@@ -17,7 +17,7 @@ MAX_STOP_IDS = 32
 """Most stop ids of one sequence: those of the request, and the model's end-of-sequence ids."""
 
 Slots = npt.NDArray[np.int64]
-"""Slot numbers, ascending, one per entry of a batch."""
+"""Slot numbers, one per entry of a batch; ascending in the batches of draft and verify."""
 
 
 class Phase(IntEnum):
@@ -34,8 +34,7 @@ class Phase(IntEnum):
 class Sequence:
     """One request as its scheduler sees it; its numbers are columns of :class:`SequenceTable`.
 
-    ``slot`` is -1 and ``blocks`` is empty until admission; both belong to the scheduler's pools.
-    ``closing`` marks a sequence that ends as soon as the stage that has it hands it back.
+    ``slot`` is -1 until admission; it belongs to the scheduler's pools.
     """
 
     request: int
@@ -50,7 +49,6 @@ class Sequence:
     queued_ns: int = 0
     slot: int = -1
     phase: Phase = Phase.WAITING
-    closing: bool = False
 
     @property
     def num_prompt(self) -> int:
@@ -64,6 +62,8 @@ class SequenceTable:
     Invariants between cycles, for a running slot with ``committed`` = L (prompt + emitted tokens):
     the verifier's cache holds exactly L - 1 rows (``target_len``), the draft's at most L - 1
     (``draft_len``). Rows above these lengths are stale and are overwritten before they are read.
+    ``reports`` marks a slot whose timeline goes to the front with every token.
+    ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
     """
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
@@ -76,6 +76,8 @@ class SequenceTable:
         self.target_len = np.zeros(num_slots, np.int64)
         self.draft_len = np.zeros(num_slots, np.int64)
         self.speculates = np.zeros(num_slots, np.bool_)
+        self.reports = np.zeros(num_slots, np.bool_)
+        self.closing = np.zeros(num_slots, np.bool_)
         self.stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)
         self.sampling = SamplingTable(num_slots)
 
@@ -96,6 +98,8 @@ class SequenceTable:
         self.target_len[slot] = 0
         self.draft_len[slot] = 0
         self.speculates[slot] = sequence.params.speculate
+        self.reports[slot] = sequence.report_timeline
+        self.closing[slot] = False
         self.stop_ids[slot] = -1
         self.stop_ids[slot, : len(sequence.stop_ids)] = sequence.stop_ids
         self.sampling.set(slot, sequence.params, sequence.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pdv_mp.config import EngineConfig
@@ -26,15 +26,24 @@ from pdv_mp.wire.engine import Finish, Tokens
 BATCHES_KEPT = 4096
 """Batches that the record holds; older ones are forgotten."""
 
-_INBOXES = frozenset(state_index(f"{stage}.inbox") for stage in ("prefill", "draft", "verify"))
-_BUSY = frozenset(state + 1 for state in _INBOXES)
+BATCHES_SHOWN = 256
+"""Of these, how many ``info`` shows."""
+
+_STAGES = ("prefill", "draft", "verify")
+_BUSY_OF = {state_index(f"{s}.inbox"): state_index(f"{s}.busy") for s in _STAGES}
+_INBOX_OF = {busy: inbox for inbox, busy in _BUSY_OF.items()}
+_BATCH = {s: state_index(f"{s}.batch") for s in _STAGES}
+_COMPUTE = {s: state_index(f"{s}.compute") for s in _STAGES}
+_PUBLISH = {s: state_index(f"{s}.publish") for s in _STAGES}
+_VERIFY_INBOX = state_index("verify.inbox")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
     """One batch that a stage ran; times in ns (monotonic).
 
-    ``decoding``: sequences that were in the decode batch at that time, in this batch or waiting.
+    ``rows``: tokens fed, of a draft batch tokens proposed. ``decoding``: sequences that were in the
+    decode batch at that time, in this batch or waiting.
     """
 
     stage: str
@@ -44,6 +53,10 @@ class BatchRecord:
     sequences: int
     rows: int
     decoding: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Worker:
@@ -77,8 +90,12 @@ class Worker:
         """End requests at the front's wish; each is answered by a finishing entry."""
         for request in requests:
             sequence = self.scheduler.close(request)
-            if sequence is not None and sequence.phase is Phase.PREFILLING:
+            if sequence is None:
+                continue
+            if sequence.phase is Phase.PREFILLING:
                 self.prefill.withdraw(sequence.slot)
+                self.scheduler.end_now(sequence, Finish.ABORT)
+            elif not self._in_flight:
                 self.scheduler.end_now(sequence, Finish.ABORT)
 
     def step(self) -> bool:
@@ -118,8 +135,13 @@ class Worker:
                 "block_size": self.pools.block_size,
             },
             "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
-            "batches": [asdict(record) for record in list(self.batches)[-256:]],
+            "batches": [record.as_dict() for record in list(self.batches)[-BATCHES_SHOWN:]],
         }
+
+    @property
+    def _in_flight(self) -> bool:
+        """Whether a cycle has been started and its verdict is still to come."""
+        return bool(self.verify.inbox) or (self.draft is not None and self.draft.inbox is not None)
 
     # ------------------------------------------------------------------ one batch of each stage
 
@@ -161,7 +183,7 @@ class Worker:
         proposal = self.draft.run(order)
         self._end("draft", sequences, picked, started, int(order.lengths.sum()))
         self.verify.put(proposal)
-        enter_all(sequences, state_index("verify.inbox"), time.monotonic_ns())
+        enter_all(sequences, _VERIFY_INBOX, time.monotonic_ns())
 
     def _run_verify(self) -> None:
         picked = time.monotonic_ns()
@@ -173,26 +195,29 @@ class Worker:
         verdict = self.verify.run(proposal)
         rows = int(proposal.lengths.sum()) + len(proposal.slots)
         self._end("verify", sequences, picked, started, rows)
+        self.verify.commit(verdict)
+        if self.draft is not None:
+            self.draft.commit(verdict)
         self.scheduler.verified(verdict, time.monotonic_ns())
         if self._config.server.check_invariants:
             self.scheduler.check()
 
     # ------------------------------------------------------------------ stamps
 
-    def _pending(self) -> list[Sequence]:
-        """The sequences that wait in some stage's inbox."""
+    def _move_pending(self, change: dict[int, int], now: int) -> None:
+        """Stamp a change of state of the sequences that wait in some stage's inbox."""
         prefilling = [s for s in map(self.scheduler.sequence_at, self.prefill.inbox) if s]
-        return prefilling + self.scheduler.running_sequences()
+        for sequence in prefilling + self.scheduler.running_sequences():
+            state = change.get(sequence.timeline.state)
+            if state is not None:
+                sequence.timeline.enter(state, now)
 
     def _begin(self, stage: str, sequences: list[Sequence], picked: int) -> int:
         """Stamp a batch as picked and started; all that wait elsewhere are kept busy by it."""
-        enter_all(sequences, state_index(f"{stage}.batch"), picked)
-        for sequence in self._pending():
-            state = sequence.timeline.state
-            if state in _INBOXES:
-                sequence.timeline.enter(state + 1, picked)
+        enter_all(sequences, _BATCH[stage], picked)
+        self._move_pending(_BUSY_OF, picked)
         started = time.monotonic_ns()
-        enter_all(sequences, state_index(f"{stage}.compute"), started)
+        enter_all(sequences, _COMPUTE[stage], started)
         return started
 
     def _end(
@@ -200,11 +225,8 @@ class Worker:
     ) -> int:
         """Stamp a batch's results as known, and record it."""
         ended = time.monotonic_ns()
-        enter_all(sequences, state_index(f"{stage}.publish"), ended)
-        for sequence in self._pending():
-            state = sequence.timeline.state
-            if state in _BUSY:
-                sequence.timeline.enter(state - 1, ended)
+        enter_all(sequences, _PUBLISH[stage], ended)
+        self._move_pending(_INBOX_OF, ended)
         self.batches.append(
             BatchRecord(
                 stage, picked, started, ended, len(sequences), rows, self.scheduler.num_running

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pdv_mp.config import EngineConfig
-from pdv_mp.resources import build_resources
+from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.resources import ModelRunner, Resources, build_resources
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, Open, Stamps
 from pdv_mp.worker import Worker
@@ -45,13 +47,73 @@ class Result:
     timeline: list[object] | None = None
 
 
+class KVWatcher:
+    """Follows what a model's forwards really write, apart from the engine's own columns.
+
+    A forward must go on exactly where a slot's valid rows end: neither leaving a gap nor computing
+    a row again. After a cycle the engine's length must be what was written, cut to the committed
+    tokens but the last.
+    """
+
+    def __init__(self, worker: Worker, runner: ModelRunner, lengths: np.ndarray) -> None:
+        self._worker = worker
+        self._lengths = lengths
+        self._written = np.zeros(worker.table.num_slots, np.int64)
+        self._owners = np.full(worker.table.num_slots, -1, np.int64)
+        forward = runner.transformer.forward
+
+        def watched(batch: ForwardBatch, *arguments: object, **keywords: object) -> torch.Tensor:
+            slots, starts = batch.slots, batch.start_positions
+            self._forget_past_owners(slots)
+            assert np.array_equal(starts, self._written[slots]), "a gap, or rows computed twice"
+            self._written[slots] = starts + batch.query_lens
+            return forward(batch, *arguments, **keywords)
+
+        runner.transformer.forward = watched  # type: ignore[method-assign]
+
+    def _forget_past_owners(self, slots: np.ndarray) -> None:
+        owners = self._worker.table.request[slots]
+        self._written[slots[self._owners[slots] != owners]] = 0
+        self._owners[slots] = owners
+
+    def check(self) -> None:
+        """Compare with the engine's columns; between cycles only."""
+        table = self._worker.table
+        self._owners[table.request < 0] = -1
+        sequences = self._worker.scheduler.running_sequences()
+        running = np.array([sequence.slot for sequence in sequences], np.int64)
+        self._forget_past_owners(running)
+        expected = np.minimum(self._written[running], table.committed[running] - 1)
+        assert np.array_equal(self._lengths[running], expected), (
+            "KV lengths are not what was written"
+        )
+        self._written[running] = expected
+
+
+class WatchedWorker(Worker):
+    """A Worker whose KV lengths are checked after every cycle."""
+
+    def __init__(self, resources: Resources, config: EngineConfig) -> None:
+        super().__init__(resources, config)
+        self._watchers = [KVWatcher(self, resources.target, self.table.target_len)]
+        if resources.draft is not None:
+            self._watchers.append(KVWatcher(self, resources.draft, self.table.draft_len))
+
+    def step(self) -> bool:
+        progressed = super().step()
+        if not self._in_flight:
+            for watcher in self._watchers:
+                watcher.check()
+        return progressed
+
+
 def make_worker(folder: Path, draft: Path | None, **options: object) -> Worker:
     """A Worker on models in local folders, with invariants checked after every cycle."""
     settings = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 26, **options}
     config = EngineConfig.from_options(
         model=str(folder), draft_model=str(draft) if draft else "none", **settings
     )
-    return Worker(build_resources(config), config)
+    return WatchedWorker(build_resources(config), config)
 
 
 def open_message(key: int, request: Request, report_timeline: bool = False) -> Open:

@@ -58,6 +58,30 @@ class Oracle:
             for row, (request, result) in enumerate(zip(requests, results, strict=True))
         ]
 
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """transformers' own greedy generation, cut at each request's stops and length."""
+        groups: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(len(request.prompt), []).append(index)
+        results = [Result() for _ in requests]
+        for length, members in groups.items():
+            prompts = torch.tensor([requests[i].prompt for i in members])
+            most = max(requests[i].max_tokens for i in members)
+            output = self.model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=False,
+                min_new_tokens=most,
+                max_new_tokens=most,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+            for index, ids in zip(members, output[:, length:].tolist(), strict=True):
+                request = requests[index]
+                ends = [i + 1 for i, token in enumerate(ids) if token in request.stop_ids]
+                results[index].ids = ids[: min([request.max_tokens, *ends])]
+        return results
+
     def judge(
         self, requests: Sequence[Request], results: Sequence[Result], batch: int = 64
     ) -> Verdicts:
@@ -164,7 +188,12 @@ def compare(
             continue
         place = next(i for i, (a, b) in enumerate(zip(left.ids, right.ids, strict=False)) if a != b)
         row = oracle.logits([request], [left])[0]
-        score = torch.maximum(scores(request, row), scores(request, row, TRUNCATION_SLACK))[place]
-        gap = abs(float(score[left.ids[place]] - score[right.ids[place]]))
+        gap = score_gap(request, row, place, left.ids[place], right.ids[place])
         differences.append(Difference(index, place, gap, request))
     return differences
+
+
+def score_gap(request: Request, rows: torch.Tensor, place: int, one: int, other: int) -> float:
+    """How far apart the scores of two tokens are at output position ``place``."""
+    score = torch.maximum(scores(request, rows), scores(request, rows, TRUNCATION_SLACK))[place]
+    return abs(float(score[one] - score[other]))

@@ -83,7 +83,7 @@ class ScriptedServer:
 @given(data=st.data())
 def test_a_stream_survives_any_number_of_restarts(data: st.DataObject) -> None:
     """However messages are cut and whenever the server is replaced: the same tokens and text."""
-    core = ClientCore("tcp://nowhere", 1000.0, None)
+    core = ClientCore("tcp://nowhere", 1000.0, 1000.0, None)
     core.connected(0.0)
     generation = core.submit("x", SamplingParams(seed=5), 0.0, stream=True, timeline=False, id=None)
     assert [item["type"] for item in sent(core)] == ["hello", "generate"]
@@ -136,7 +136,7 @@ def test_a_stream_survives_any_number_of_restarts(data: st.DataObject) -> None:
 
 
 def open_core() -> tuple[ClientCore, Any]:
-    core = ClientCore("tcp://nowhere", 20.0, None)
+    core = ClientCore("tcp://nowhere", 20.0, 5.0, None)
     core.connected(0.0)
     generation = core.submit("x", SamplingParams(), 0.0, stream=True, timeline=False, id="a")
     sent(core)
@@ -145,6 +145,7 @@ def open_core() -> tuple[ClientCore, Any]:
 
 def test_silence_asks_then_reconnects_then_gives_up() -> None:
     core, generation = open_core()
+    core.receive(pack("alive", instance="1", connection=1), 0.0)
     core.tick(1.0)
     assert sent(core) == []
     core.tick(1.6)
@@ -183,7 +184,8 @@ def test_ids_that_are_open_and_messages_that_are_too_large() -> None:
         core.submit("y", SamplingParams(), 0.0, stream=True, timeline=False, id="a")
     with pytest.raises(ServerError, match="too_large"):
         core.submit("y" * 2**22, SamplingParams(), 0.0, stream=True, timeline=False, id="b")
-    assert core.open_ids == ["a"]
+    core.cancel("b")
+    assert sent(core) == []
 
 
 class Worker(threading.Thread):

@@ -57,7 +57,7 @@ def counters(client: Client) -> dict[str, int]:
 
 
 def forwards(before: dict[str, int], after: dict[str, int]) -> int:
-    kinds = ("prefill_forwards", "draft_forwards", "verify_forwards")
+    kinds = ("prefill_forwards", "draft_prefill_forwards", "draft_forwards", "verify_forwards")
     return sum(after[kind] - before[kind] for kind in kinds)
 
 

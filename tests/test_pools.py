@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tiny_model import TinyPair
 
+from pdv_mp.memory.kv_cache import ContiguousKVCache
+from pdv_mp.model.architecture import ModelConfig
+from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.pools import Pools
 
 SLOTS, BLOCKS, BLOCK_SIZE = 5, 12, 4
@@ -16,7 +22,7 @@ class PoolsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pools = Pools(SLOTS, BLOCKS, BLOCK_SIZE, caches=[])
+        self.pools = Pools(SLOTS, BLOCKS, BLOCK_SIZE, caches=[], budget_bytes=0)
         self.held: dict[int, int] = {}
 
     @rule(tokens=st.integers(1, SLOTS * BLOCK_SIZE * 3))
@@ -47,3 +53,44 @@ class PoolsMachine(RuleBasedStateMachine):
 
 
 TestPools = PoolsMachine.TestCase
+
+
+def fill(cache: ContiguousKVCache, slot: int, tokens: int) -> None:
+    """Write a sequence of that many tokens into every layer."""
+    batch = ForwardBatch.build(
+        np.zeros(tokens, np.int64),
+        np.array([tokens]),
+        np.array([0]),
+        np.array([slot]),
+        logit_rows=None,
+        device=torch.device("cpu"),
+    )
+    plan = cache.plan(batch)
+    for layer in range(2):
+        cache.write(layer, torch.ones(tokens, 2 * 2 * 8), plan)
+
+
+def test_pages_of_past_sequences_are_given_back(tiny_pair: TinyPair) -> None:
+    config = ModelConfig.from_folder(tiny_pair.verifier)
+    tokens = 512
+    budget = 2 * tokens * config.kv_bytes_per_token("float32")
+    cache = ContiguousKVCache(config, 4, tokens, torch.float32, BLOCK_SIZE)
+    pools = Pools(4, 2 * tokens // BLOCK_SIZE, BLOCK_SIZE, [cache], budget)
+    try:
+        # Every slot is used to its end once, and then by short sequences only.
+        for first in (0, 1, 2):
+            short = [pools.acquire(1) for _ in range(first)]
+            assert short == list(range(first))
+            slot = pools.acquire(tokens)
+            assert slot == first
+            fill(cache, slot, tokens)
+            for taken in (slot, *range(first)):
+                pools.release(taken)
+            assert cache.committed_bytes() <= budget
+        held = [pools.acquire(100) for _ in range(4)]
+        for slot in held:
+            fill(cache, slot, 100)
+        pools.release(held[0])
+        assert cache.committed_bytes() <= budget
+    finally:
+        cache.close()

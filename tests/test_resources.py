@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.model.architecture import ModelConfig
-from pdv_mp.resources import build_resources, pick_device, pick_dtype
+from pdv_mp.resources import build_resources, checkpoint_name, pick_device, pick_dtype
 
 
 def llama(folder: Path, vocabulary: int, seed: int) -> Path:
@@ -98,3 +98,30 @@ def test_dtype_follows_the_device(tiny_pair: TinyPair) -> None:
     config = ModelConfig.from_folder(tiny_pair.verifier)
     assert pick_dtype("auto", config, torch.device("cpu")) is torch.float32
     assert pick_dtype("bfloat16", config, torch.device("cpu")) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/models/tiny-draft", "tiny-draft"),
+        ("/cache/models--owner--small-llama/snapshots/0123abcd", "owner/small-llama"),
+    ],
+)
+def test_a_checkpoint_is_named_as_people_know_it(folder: str, name: str) -> None:
+    assert checkpoint_name(Path(folder)) == name
+
+
+def test_a_contiguous_layout_is_for_the_cpu(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdv_mp.resources.pick_device", lambda name: torch.device("meta"))
+    config = EngineConfig.from_options(
+        model=str(tiny_pair.verifier),
+        draft_model="none",
+        load_format="dummy",
+        dtype="float32",
+        kv_layout="contiguous",
+        kv_cache_memory=1 << 20,
+    )
+    with pytest.raises(ConfigError, match="--kv-layout contiguous is for a CPU"):
+        build_resources(config)

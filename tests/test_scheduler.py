@@ -31,7 +31,9 @@ class Rig:
         self.max_num_seqs = max_num_seqs
         self.draft_length = draft_length
         self.table = SequenceTable(scheduling.max_admitted, MAX_LEN)
-        self.pools = Pools(scheduling.max_admitted, num_blocks=16, block_size=4, caches=[])
+        self.pools = Pools(
+            scheduling.max_admitted, num_blocks=16, block_size=4, caches=[], budget_bytes=0
+        )
         self.counters = Counters()
         self.scheduler = Scheduler(
             self.table,
@@ -102,6 +104,10 @@ class Rig:
         assert proposal is not None
         accepted = self.rng.integers(0, proposal.lengths + 1)
         verdict = Verdict(proposal, accepted, self.tokens(len(accepted)))
+        self.table.target_len[proposal.slots] = proposal.base + accepted
+        self.table.draft_len[proposal.slots] = np.minimum(
+            self.table.draft_len[proposal.slots], proposal.base + accepted
+        )
         self.scheduler.verified(verdict, time.monotonic_ns())
 
     def collect(self) -> None:

@@ -9,7 +9,7 @@ from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner
 from pdv_mp.sequences import SequenceTable
 from pdv_mp.speculation.sampling import sample
-from pdv_mp.stages.messages import DraftOrder, Proposal
+from pdv_mp.stages.messages import DraftOrder, Proposal, Verdict
 
 
 class DraftStage:
@@ -68,3 +68,10 @@ class DraftStage:
             fed = np.ones(len(active), np.int64)
         table.draft_len[order.slots] = order.base + order.lengths - 1
         return Proposal(order.slots, order.base, order.lengths, ids)
+
+    def commit(self, verdict: Verdict) -> None:
+        """Forget the rows of rejected drafts. The last draft token was never fed, so after a full
+        acceptance the cache lacks it and the next order feeds two tokens."""
+        slots = verdict.proposal.slots
+        kept = verdict.proposal.base + verdict.accepted
+        self._table.draft_len[slots] = np.minimum(self._table.draft_len[slots], kept)

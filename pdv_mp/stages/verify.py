@@ -44,6 +44,8 @@ class VerifyStage:
         """One forward over ``lengths[b] + 1`` rows per slot: the last committed token and the
         drafts after it, at positions ``base - 1 .. base - 1 + lengths``."""
         table = self._table
+        if not np.array_equal(table.target_len[proposal.slots], proposal.base - 1):
+            raise RuntimeError("the verifier's cache does not end at the last committed token")
         lengths = proposal.lengths + 1
         token_ids = np.empty((len(lengths), proposal.ids.shape[1] + 1), np.int64)
         token_ids[:, 0] = table.tokens[proposal.slots, proposal.base - 1]
@@ -60,12 +62,18 @@ class VerifyStage:
             )
         )
         self._counters.verify_forwards += 1
+        table.target_len[proposal.slots] += lengths
         rows = table.sampling.rows(
             np.repeat(proposal.slots, lengths), ragged_range(proposal.base, lengths)
         )
         own = sample(logits, rows).cpu().numpy()
         outcome = accept(proposal.ids, proposal.lengths, own)
         return Verdict(proposal, outcome.accepted, outcome.next_ids)
+
+    def commit(self, verdict: Verdict) -> None:
+        """Forget the rows of rejected drafts; a roll-back is a change of length, nothing moves."""
+        proposal = verdict.proposal
+        self._table.target_len[proposal.slots] -= proposal.lengths - verdict.accepted
 
 
 def _merge(proposals: list[Proposal]) -> Proposal:
