@@ -57,7 +57,9 @@ def export_model(model: TrainingLlama, tokenizer_folder: Path, folder: Path) -> 
         name: value.detach().to(torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, folder / name)
 

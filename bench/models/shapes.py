@@ -81,7 +81,7 @@ class TrainingPlan:
 
 
 VERIFIER_PLAN = TrainingPlan(steps=2000)
-DRAFT_PLAN = TrainingPlan(steps=2600, tokens_per_batch=4096, decay_share=0.5)
+DRAFT_PLAN = TrainingPlan(steps=3200, tokens_per_batch=4096, decay_share=0.5)
 
 
 @dataclass(frozen=True)
