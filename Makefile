@@ -57,6 +57,8 @@ type: install ## check types
 
 models: install ## train the shipped model pair again (up to two hours; resumes)
 	$(RUN) -m bench.models.train
+	$(RUN) -m bench.models.evaluate --verifier build/models/exported/verifier \
+		--draft build/models/exported/draft
 
 quick: install ## compare with transformers' generate on the shipped pair
 	$(RUN) -m bench.quick

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
-import re
 import socket
 from pathlib import Path
 
 import psutil
 
+from launcher.checkpoint import check_weights
+from launcher.devices import check_device
 from pdv_mp.assets import draft_path, verifier_path
 from pdv_mp.config import ConfigError, EngineConfig, ModelOptions
 from pdv_mp.model.architecture import ModelConfig
@@ -38,12 +39,15 @@ def prepare(config: EngineConfig) -> EngineConfig:
         check_port(host, config.server.port)
     server = dataclasses.replace(config.server, host=host)
     model = _resolve(config.model)
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device) is None:
-        raise ConfigError(f"--device {model.device!r} is not a device; use auto, cpu or cuda:N")
-    shapes = [ModelConfig.from_folder(folder) for folder in _folders(model)]
+    check_device(model.device)
+    folders = _folders(model)
+    shapes = [ModelConfig.from_folder(folder) for folder in folders]
     for shape in shapes:
         if model.max_model_len is not None:
             shape.check_max_model_len(model.max_model_len)
+    if model.load_format != "dummy":
+        for folder, shape in zip(folders, shapes, strict=True):
+            check_weights(folder, shape)
     longest = model.max_model_len or min(shape.context_limit for shape in shapes)
     threads = model.threads or default_threads()
     model = dataclasses.replace(model, max_model_len=longest, threads=threads)

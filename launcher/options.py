@@ -30,8 +30,20 @@ from pdv_mp.topology import TOPOLOGY_NAMES
 ENVIRONMENT_PREFIX = "PDV_"
 ENVIRONMENT_CONFIG = "PDV_CONFIG"
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Integer(click.IntRange):
+    """A whole number; errors call it that."""
+
+    name = "integer"
+
+
+class Number(click.FloatRange):
+    """A number; errors call it that."""
+
+    name = "number"
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -40,7 +52,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "bytes"
 
     def __init__(self, info: OptionInfo) -> None:
-        self._range = click.IntRange(_whole(info.minimum), _whole(info.maximum))
+        self._range = Integer(_whole(info.minimum), _whole(info.maximum))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Bytes as an integer."""
@@ -134,9 +146,9 @@ def _click_type(kind: type[Any], info: OptionInfo) -> Any:
     if kind is bool:
         return click.BOOL
     if kind is int:
-        return click.IntRange(_whole(info.minimum), _whole(info.maximum))
+        return Integer(_whole(info.minimum), _whole(info.maximum))
     if kind is float:
-        return click.FloatRange(info.minimum, info.maximum)
+        return Number(info.minimum, info.maximum)
     return click.STRING
 
 

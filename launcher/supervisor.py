@@ -24,6 +24,7 @@ from typing import Any
 import zmq
 
 from launcher.child import Child, ChildSpec
+from launcher.output import PREFIX
 from launcher.signals import SignalFlags
 from pdv_mp.control import control_endpoint
 from pdv_mp.process import SUPERVISED_SIGNALS
@@ -165,7 +166,7 @@ class Supervisor:
         if self._outcome is None:
             return EXIT_CLEAN
         code, message = self._outcome
-        self._report(f"pdv-launch: {message}")
+        self._say(message)
         return code
 
     def _start_children(self) -> None:
@@ -215,7 +216,7 @@ class Supervisor:
                     raise ControlError(f"{len(frames)} frames instead of one")
                 self._handle(identity, decode_control(frames[0]))
             except ControlError as error:
-                self._report(f"pdv-launch: dropped a control message: {error}")
+                self._say(f"dropped a control message: {error}")
 
     def _handle(self, identity: bytes, message: ControlMessage) -> None:
         if isinstance(message, Hello):
@@ -289,14 +290,14 @@ class Supervisor:
             self._outcome = self._outcome or (EXIT_RUNTIME, f"{reason}: killed {late}")
             self._kill_rest()
         elif self._phase is Phase.STARTING:
-            self._report(f"pdv-launch: {reason} before the server was ready; stopping")
+            self._say(f"{reason} before the server was ready; stopping")
             self._stop_early()
         elif self._phase is Phase.SERVING:
-            self._report(f"pdv-launch: {reason}: draining; once more to abort")
+            self._say(f"{reason}: draining; once more to abort")
             self._enter(Phase.DRAINING, self._timeouts.drain)
             self._send(self._children[FRONT], Drain())
         elif self._phase is Phase.DRAINING:
-            self._report(f"pdv-launch: {reason}: aborting open requests")
+            self._say(f"{reason}: aborting open requests")
             self._abort()
 
     def _parent_gone(self) -> None:
@@ -338,7 +339,7 @@ class Supervisor:
             )
         elif self._phase is Phase.DRAINING:
             seconds = f"{self._timeouts.drain:g} s"
-            self._report(f"pdv-launch: requests are still open after {seconds}; aborting them")
+            self._say(f"requests are still open after {seconds}; aborting them")
             self._abort()
         elif self._phase is Phase.STOPPING:
             late = [child.name for child in self._children.values() if child.alive]
@@ -381,9 +382,12 @@ class Supervisor:
         for child in self._children.values():
             child.wait(max(0.0, deadline - time.monotonic()))
             if child.alive:
-                self._report(f"pdv-launch: process {child.pid} ({child.name}) cannot be killed")
+                self._say(f"process {child.pid} ({child.name}) cannot be killed")
             if child.output_fd in self._poller:
                 self._forward_output(child)
+
+    def _say(self, message: str) -> None:
+        self._report(PREFIX + message)
 
     def _enter(self, phase: Phase, seconds: float) -> None:
         self._phase = phase

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pdv_mp.client import AsyncClient, Client, Completion
+    from pdv_mp.async_client import AsyncClient
+    from pdv_mp.client import Client, Completion
     from pdv_mp.llm import LLM
     from pdv_mp.sampling_params import SamplingParams
 
@@ -19,7 +20,7 @@ __all__ = ["LLM", "AsyncClient", "Client", "Completion", "SamplingParams", "__ve
 
 _HOMES = {
     "LLM": "pdv_mp.llm",
-    "AsyncClient": "pdv_mp.client",
+    "AsyncClient": "pdv_mp.async_client",
     "Client": "pdv_mp.client",
     "Completion": "pdv_mp.client",
     "SamplingParams": "pdv_mp.sampling_params",

@@ -10,29 +10,39 @@ that was replaced: the stream pauses and goes on with the next token.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
+from pdv_mp.async_client import AsyncClient, AsyncStream
 from pdv_mp.client_core import (
     Call,
     Chunk,
     ClientCore,
     Completion,
     Generation,
-    Question,
     ServerError,
     ServerUnreachable,
+)
+from pdv_mp.client_options import (
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_ENDPOINT,
+    DEFAULT_TIMEOUT,
+    OnMessage,
+    Prompt,
+    connect,
+    parameters,
 )
 from pdv_mp.sampling_params import SamplingParams
 
 __all__ = [
+    "DEFAULT_CONNECT_TIMEOUT",
+    "DEFAULT_ENDPOINT",
+    "DEFAULT_TIMEOUT",
     "AsyncClient",
     "AsyncStream",
     "Chunk",
@@ -42,29 +52,6 @@ __all__ = [
     "ServerUnreachable",
     "Stream",
 ]
-
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
-DEFAULT_TIMEOUT = 30.0
-
-Prompt = str | Sequence[int]
-OnMessage = Callable[[dict[str, Any]], None]
-
-
-def _parameters(params: SamplingParams | None, values: dict[str, Any]) -> SamplingParams:
-    if params is not None and values:
-        raise TypeError(f"give either params or {', '.join(values)}, not both")
-    for name in ("stop", "stop_token_ids"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    return params if params is not None else SamplingParams(**values)
-
-
-def _configure(socket: zmq.Socket[Any], endpoint: str) -> None:
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    socket.setsockopt(zmq.IPV6, 1)
-    socket.connect(endpoint)
 
 
 class Stream(Iterator[Chunk]):
@@ -121,8 +108,11 @@ class Client:
     """A blocking client.
 
     ``timeout``: seconds without any message from the server, while something is open, after which
-    ServerUnreachable is raised. ``on_message`` is called with every message as it arrives.
-    Nothing is sent before the first call.
+    ServerUnreachable is raised; ``connect_timeout`` is the same for a server that was never heard.
+    ``on_message`` is called with every message as it arrives. Nothing is sent before the first
+    call.
+
+    Raises ValueError for an endpoint that cannot be connected to.
     """
 
     def __init__(
@@ -130,13 +120,19 @@ class Client:
         endpoint: str = DEFAULT_ENDPOINT,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         on_message: OnMessage | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self._core = ClientCore(endpoint, timeout, on_message)
+        self._core = ClientCore(endpoint, timeout, connect_timeout, on_message)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._submitted: dict[str, Generation] = {}
+        try:
+            self._open_socket()
+        except ValueError:
+            self.close()
+            raise
 
     def generate(
         self,
@@ -146,16 +142,16 @@ class Client:
         stream: bool = True,
         timeline: bool = False,
         id: str | None = None,
-        **parameters: Any,
+        **values: Any,
     ) -> Stream:
         """Start a request, given its parameters as one object or by name. Iterate over the result
         for its chunks (with ``stream`` false there are none), or call ``.result()``.
 
-        Raises ParameterError for a parameter out of range.
+        Raises ParameterError for a parameter out of range, and for text that is not Unicode.
         """
         generation = self._core.submit(
             prompt,
-            _parameters(params, parameters),
+            parameters(params, values),
             time.monotonic(),
             stream=stream,
             timeline=timeline,
@@ -260,7 +256,7 @@ class Client:
             if self._socket is not None:
                 self._socket.close(linger=0)
             self._socket = self._context.socket(zmq.DEALER)
-            _configure(self._socket, self.endpoint)
+            connect(self._socket, self.endpoint)
             self._core.connected(time.monotonic())
         return self._socket
 
@@ -289,212 +285,3 @@ class Client:
         self._core.tick(time.monotonic())
         self._core.changed.clear()
         self._send()
-
-
-class AsyncStream(AsyncIterator[Chunk]):
-    """The chunks of one request as they arrive; then ``completion`` is set.
-
-    Raises ServerError or ServerUnreachable while iterating.
-    """
-
-    def __init__(self, client: AsyncClient, generation: Generation) -> None:
-        self._client = client
-        self._generation = generation
-
-    @property
-    def id(self) -> str:
-        """The request's id."""
-        return self._generation.id
-
-    @property
-    def completion(self) -> Completion | None:
-        """The whole result, once the request is over; None before."""
-        return self._generation.completion
-
-    async def __anext__(self) -> Chunk:
-        generation = self._generation
-        while not generation.chunks:
-            if generation.error is not None:
-                raise generation.error
-            if generation.finished:
-                raise StopAsyncIteration
-            await self._client._changed(generation)
-        return generation.chunks.popleft()
-
-    async def result(self) -> Completion:
-        """Read to the end and return the whole."""
-        async for _ in self:
-            pass
-        if self._generation.completion is None:
-            raise RuntimeError(f"request {self.id} ended without a result")
-        return self._generation.completion
-
-    async def cancel(self) -> None:
-        """Ask the server to end the request; what is left still arrives."""
-        await self._client.cancel(self.id)
-
-
-class AsyncClient:
-    """The asyncio client; any number of tasks of one event loop may use it at once.
-
-    ``timeout`` and ``on_message`` as for :class:`Client`. A task that is cancelled while it waits
-    for a whole result cancels the request too.
-    """
-
-    def __init__(
-        self,
-        endpoint: str = DEFAULT_ENDPOINT,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        on_message: OnMessage | None = None,
-    ) -> None:
-        self.endpoint = endpoint
-        self._core = ClientCore(endpoint, timeout, on_message)
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._work = asyncio.Event()
-        self._waiters: dict[Call, asyncio.Event] = {}
-
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        *,
-        stream: bool = True,
-        timeline: bool = False,
-        id: str | None = None,
-        **parameters: Any,
-    ) -> AsyncStream:
-        """Start a request: ``async for chunk in await client.generate(...)``."""
-        generation = self._core.submit(
-            prompt,
-            _parameters(params, parameters),
-            time.monotonic(),
-            stream=stream,
-            timeline=timeline,
-            id=id,
-        )
-        await self._send()
-        return AsyncStream(self, generation)
-
-    async def complete(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
-    ) -> Completion:
-        """The whole result of one request; options as for :meth:`generate`."""
-        stream = await self.generate(prompt, params, **{"stream": False, **options})
-        try:
-            return await stream.result()
-        except asyncio.CancelledError:
-            self._core.abandon(stream._generation)
-            await self._send()
-            raise
-
-    async def cancel(self, id: str) -> None:
-        """Ask the server to end a request; it ends with ``finish`` "abort"."""
-        self._core.cancel(id)
-        await self._send()
-
-    async def hello(self) -> dict[str, Any]:
-        """The server's ``welcome``: model, vocabulary, limits."""
-        return await self._ask("hello", client="pdv_mp")
-
-    async def ping(self) -> float:
-        """Round-trip time to the server in seconds."""
-        started = time.monotonic()
-        await self._ask("ping")
-        return time.monotonic() - started
-
-    async def info(self) -> dict[str, Any]:
-        """Configuration, processes and counters of the server."""
-        return await self._ask("info")
-
-    async def tokenize(self, prompt: str) -> list[int]:
-        """Ids of a text."""
-        ids: list[int] = (await self._ask("tokenize", prompt=prompt))["ids"]
-        return ids
-
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids."""
-        text: str = (await self._ask("detokenize", ids=list(ids)))["text"]
-        return text
-
-    async def close(self) -> None:
-        """Close the connection; the server cancels what is open on it."""
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-            self._reader = None
-        if self._socket is not None:
-            self._socket.close(linger=0)
-            self._socket = None
-        self._context.term()
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.close()
-
-    async def _ask(self, kind: str, **fields: Any) -> dict[str, Any]:
-        question: Question = self._core.ask(kind, time.monotonic(), **fields)
-        await self._send()
-        while question.answer is None:
-            if question.error is not None:
-                raise question.error
-            await self._changed(question)
-        return question.answer
-
-    async def _changed(self, call: Call) -> None:
-        """Wait until there is something new about a call; one task per call."""
-        if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read())
-        self._work.set()
-        event = self._waiters.setdefault(call, asyncio.Event())
-        try:
-            await event.wait()
-        finally:
-            self._waiters.pop(call, None)
-
-    def _open_socket(self) -> zmq.asyncio.Socket:
-        if self._socket is None or self._core.wants_new_socket:
-            if self._socket is not None:
-                self._socket.close(linger=0)
-            self._socket = self._context.socket(zmq.DEALER)
-            _configure(self._socket, self.endpoint)
-            self._core.connected(time.monotonic())
-        return self._socket
-
-    async def _send(self) -> None:
-        socket = self._open_socket()
-        while self._core.outgoing:
-            await socket.send(self._core.outgoing.popleft())
-
-    async def _read(self) -> None:
-        """Background task: take in messages, tick, wake who waits."""
-        try:
-            while True:
-                seconds = self._core.seconds_to_tick()
-                if seconds is None:
-                    self._work.clear()
-                    await self._work.wait()
-                    continue
-                await self._send()
-                socket = self._open_socket()
-                if await socket.poll(int(seconds * 1000) + 1):
-                    with contextlib.suppress(zmq.Again):
-                        while True:
-                            frame = await socket.recv(zmq.NOBLOCK)
-                            self._core.receive(frame, time.monotonic())
-                self._core.tick(time.monotonic())
-                self._wake()
-        except Exception as error:  # noqa: BLE001 - every caller that waits gets it
-            self._core.fail(error)
-            self._wake()
-
-    def _wake(self) -> None:
-        for call in self._core.changed:
-            if call in self._waiters:
-                self._waiters[call].set()
-        self._core.changed.clear()

@@ -142,14 +142,21 @@ class ClientCore:
     what that receives, calls :meth:`tick` at least every :meth:`seconds_to_tick`, and opens a new
     socket when ``wants_new_socket`` is set. Times are ``time.monotonic`` seconds.
 
-    ``changed`` collects calls that have something new, for owners that wait on several.
+    ``timeout``: most seconds of silence while something is open; ``connect_timeout``: the same for
+    as long as the server was never heard. ``changed`` collects calls that have something new, for
+    owners that wait on several.
     """
 
     def __init__(
-        self, endpoint: str, timeout: float, on_message: Callable[[dict[str, Any]], None] | None
+        self,
+        endpoint: str,
+        timeout: float,
+        connect_timeout: float,
+        on_message: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
+        self.connect_timeout = min(connect_timeout, timeout)
         self.outgoing: deque[bytes] = deque()
         self.wants_new_socket = True
         self.changed: set[Call] = set()
@@ -159,6 +166,7 @@ class ClientCore:
         self._questions: list[Question] = []
         self._identity: tuple[Any, Any] | None = None
         self._waiting_since = 0.0
+        self._heard = False
         self._last_heard = 0.0
         self._last_sign_asked = 0.0
         self._last_connected = 0.0
@@ -169,11 +177,6 @@ class ClientCore:
     def busy(self) -> bool:
         """Whether anything is open."""
         return bool(self._generations or self._questions)
-
-    @property
-    def open_ids(self) -> list[str]:
-        """Ids of the open requests."""
-        return list(self._generations)
 
     def connected(self, now: float) -> None:
         """The owner has a new socket: introduce ourselves and send what is open."""
@@ -224,7 +227,8 @@ class ClientCore:
         timeline: bool,
         id: str | None,
     ) -> Generation:
-        """Start a request. Raises ValueError for an id that is open, ServerError if too large."""
+        """Start a request. Raises ValueError for an id that is open, ParameterError for text that
+        is not Unicode, ServerError if too large."""
         id = self._next_id() if id is None else id
         if id in self._generations:
             raise ValueError(f"a request with the id {id!r} is open")
@@ -237,13 +241,18 @@ class ClientCore:
         return generation
 
     def ask(self, kind: str, now: float, **fields: Any) -> Question:
-        """Send a message that gets one answer."""
+        """Send a message that gets one answer. Raises ParameterError for text that is not Unicode,
+        ServerError if too large."""
         key: str | int | None = None
         if kind in ("tokenize", "detokenize"):
             key = fields["id"] = self._next_id()
         elif kind == "ping":
             self._next_number += 1
             key = fields["n"] = self._next_number
+        if "prompt" in fields:
+            protocol.check_text("prompt", fields["prompt"])
+        if "ids" in fields:
+            fields["ids"] = protocol.token_ids("ids", fields["ids"])
         frame = protocol.encode(kind, **fields)
         self._begin(frame, now)
         question = Question(_ANSWERS[kind], key, frame)
@@ -261,23 +270,26 @@ class ClientCore:
         """Forget a call whose answer nobody waits for any more."""
         if isinstance(call, Generation):
             if self._generations.pop(call.id, None) is not None:
+                call.error = RuntimeError(f"request {call.id} was left before its end")
+                self.changed.add(call)
                 self.outgoing.append(protocol.encode("cancel", id=call.id))
         elif call in self._questions:
             self._questions.remove(call)
 
     def seconds_to_tick(self) -> float | None:
         """How long the owner may wait for frames before it calls :meth:`tick`; None: for ever."""
-        return min(TICK_SECONDS, self.timeout) if self.busy else None
+        return min(TICK_SECONDS, self.connect_timeout) if self.busy else None
 
     def tick(self, now: float) -> None:
         """Notice silence: ask for a sign of life, send again, give up."""
         if not self.busy:
             return
         silence = now - max(self._last_heard, self._waiting_since)
-        if silence >= self.timeout:
+        limit = self.timeout if self._heard else self.connect_timeout
+        if silence >= limit:
             self.fail(
                 ServerUnreachable(
-                    f"nothing was heard from {self.endpoint} for {self.timeout:g} s; is a server "
+                    f"nothing was heard from {self.endpoint} for {limit:g} s; is a server "
                     "running there?"
                 )
             )
@@ -303,6 +315,7 @@ class ClientCore:
     def receive(self, frame: bytes, now: float) -> None:
         """Take in one frame. Raises ProtocolError for one that no server sends."""
         message = protocol.decode_server(frame)
+        self._heard = True
         self._last_heard = now
         if self._on_message is not None:
             self._on_message(message)

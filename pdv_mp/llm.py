@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import select
 import subprocess
@@ -11,10 +12,11 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import IO, Any
 
+from launcher.output import PREFIX
 from pdv_mp.client import Client, Completion, ServerError, ServerUnreachable
 from pdv_mp.sampling_params import SamplingParams
 
@@ -26,7 +28,8 @@ STOP_SECONDS = 30.0
 SILENCE_SECONDS = 10.0
 """How long the server may be silent with requests open; it says something every second."""
 
-_LAUNCHER = "pdv-launch: "
+STOPPED = "the server was stopped"
+
 _LAST_LINES = 20
 
 
@@ -117,14 +120,11 @@ class LLM:
         ``sampling_params`` is for all prompts, or a list with one each; the default is greedy.
 
         Raises ServerError if the server refuses a prompt (the others are then cancelled),
-        LaunchError if the server is gone.
+        TypeError for a prompt that is neither, LaunchError if the server is gone or is stopped
+        meanwhile.
         """
-        texts: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
-        for index, prompt in enumerate(texts):
-            if isinstance(prompt, int):
-                raise TypeError("prompts is a list of token ids; give a list of such lists")
-            if not isinstance(prompt, str):
-                texts[index] = [int(token) for token in prompt]
+        given: Sequence[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [_checked_prompt(index, prompt) for index, prompt in enumerate(given)]
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(texts)
         else:
@@ -140,6 +140,8 @@ class LLM:
                 raise
             raise LaunchError(self._last_words()) from error
         except ServerError as error:
+            if error.code == "draining":
+                raise LaunchError(STOPPED) from error
             if error.code != "lane_failed":
                 raise
             self._process.wait(STOP_SECONDS)
@@ -171,8 +173,12 @@ class LLM:
                         raise result
                     completions[open_requests.pop(result.id)] = result
                     self._room.release()
+                    if result.finish == "abort":
+                        raise LaunchError(STOPPED)
                     fill(client)
-            except ServerError:
+            except (ServerUnreachable, LaunchError):
+                raise
+            except BaseException:
                 # Their room is given back only when the server has ended them.
                 for request in open_requests:
                     client.cancel(request)
@@ -185,7 +191,7 @@ class LLM:
         return [completions[index] for index in range(len(prompts))]
 
     def _connect(self) -> Client:
-        return Client(self.ipc, timeout=SILENCE_SECONDS)
+        return _WatchingClient(self._process, self.ipc)
 
     def close(self) -> None:
         """Stops the server, aborting what is still open; more calls do nothing."""
@@ -218,13 +224,47 @@ class LLM:
 
     def _last_words(self) -> str:
         """Why the launcher ended: its last message, else the last lines of its log."""
+        if not self._finalizer.alive:
+            return STOPPED  # by close(), in another thread
         self._log.seek(0)
         text = self._log.read().decode(errors="replace").rstrip()
-        start = text.rfind(f"\n{_LAUNCHER}") + 1
-        if text.startswith(_LAUNCHER, start):
-            return text[start + len(_LAUNCHER) :]
+        start = text.rfind(f"\n{PREFIX}") + 1
+        if text.startswith(PREFIX, start):
+            return text[start + len(PREFIX) :]
         lines = text.splitlines()[-_LAST_LINES:]
         return "\n".join([f"pdv-launch ended with status {self._process.returncode}", *lines])
+
+
+class _WatchingClient(Client):
+    """A client that does not wait for a server whose launcher has ended."""
+
+    def __init__(self, launcher: subprocess.Popen[bytes], endpoint: str) -> None:
+        super().__init__(endpoint, timeout=SILENCE_SECONDS, on_message=self._count)
+        self._launcher = launcher
+        self._messages = 0
+
+    def _count(self, message: dict[str, Any]) -> None:
+        self._messages += 1
+
+    def _wait(self) -> None:
+        ended = self._launcher.poll() is not None
+        messages = self._messages
+        super()._wait()
+        if ended and self._messages == messages:  # nothing that it sent before is left
+            raise ServerUnreachable(f"the server behind {self.endpoint} has ended")
+
+
+def _checked_prompt(index: int, prompt: Any) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if hasattr(prompt, "__index__"):
+        raise TypeError("prompts is a list of token ids; give a list of such lists")
+    if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Iterable):
+        raise TypeError(f"prompts[{index}] is {prompt!r}; give a text or a list of token ids")
+    try:
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise TypeError(f"prompts[{index}] has something that is no token id: {error}") from error
 
 
 def _flags(options: dict[str, Any]) -> list[str]:

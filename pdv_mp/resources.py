@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pdv_mp.config import CacheOptions, ConfigError, EngineConfig
+from pdv_mp.memory.attention_plan import AttentionPlan
 from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
@@ -40,9 +41,12 @@ class ModelRunner:
     cache: KVCache
     device: torch.device
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written."""
-        logits = self.transformer.forward(batch, self.cache)
+    def forward(self, batch: ForwardBatch, plan: AttentionPlan | None = None) -> torch.Tensor:
+        """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written.
+
+        ``plan``: what the cache planned for the batch, if it did so already.
+        """
+        logits = self.transformer.forward(batch, self.cache, plan)
         return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
 
 

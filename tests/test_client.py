@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 import zmq
 from front.front_harness import Entry, FrontUnderTest, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdv_mp.client import AsyncClient, Client, Completion, ServerError, ServerUnreachable
+from pdv_mp.client import (
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_TIMEOUT,
+    AsyncClient,
+    Client,
+    Completion,
+    ServerError,
+    ServerUnreachable,
+)
 from pdv_mp.client_core import SILENCE_SECONDS, ClientCore
 from pdv_mp.sampling_params import ParameterError, SamplingParams
 from pdv_mp.wire import control as control_wire
@@ -160,6 +169,68 @@ def test_silence_asks_then_reconnects_then_gives_up() -> None:
     assert isinstance(generation.error, ServerUnreachable)
     assert "tcp://nowhere" in str(generation.error)
     assert not core.busy
+
+
+def test_a_server_that_was_never_heard_is_given_up_early() -> None:
+    core, generation = open_core()
+    core.tick(4.9)
+    assert generation.error is None
+    core.tick(5.0)
+    assert isinstance(generation.error, ServerUnreachable)
+    assert "5 s" in str(generation.error)
+
+
+def test_the_defaults_leave_time_to_send_again() -> None:
+    assert DEFAULT_CONNECT_TIMEOUT <= SILENCE_SECONDS < 2 * SILENCE_SECONDS < DEFAULT_TIMEOUT
+
+
+def test_text_and_ids_that_cannot_be_sent() -> None:
+    core, _ = open_core()
+
+    def submit(prompt: Any, **parameters: Any) -> None:
+        params = SamplingParams(**parameters)
+        core.submit(prompt, params, 0.0, stream=True, timeline=False, id="b")
+
+    with pytest.raises(ParameterError, match="prompt is not valid Unicode text: character 4"):
+        submit("caf\udce9")
+    with pytest.raises(ParameterError, match="stop is not valid Unicode"):
+        submit("x", stop=("\ud800",))
+    with pytest.raises(ParameterError, match="prompt is not valid Unicode"):
+        core.ask("tokenize", 0.0, prompt="\udcff")
+    for prompt in ([1.5, 2], [None], 7):
+        with pytest.raises(TypeError, match="prompt must be text or a list of token ids"):
+            submit(prompt)
+    with pytest.raises(ParameterError, match="prompt holds"):
+        submit([2**53])
+    with pytest.raises(TypeError, match="ids must be"):
+        core.ask("detokenize", 0.0, ids=["1"])
+    assert sent(core) == []
+    submit(np.array([3, 4]))
+    assert sent(core)[0]["prompt_ids"] == [3, 4]
+
+
+BAD_ENDPOINTS = [
+    "tcp://127.0.0.1",
+    "tcp://127.0.0.1:99999",
+    "nonsense",
+    "inproc://a",
+    "http://a:1",
+    "ipc://" + "x" * 200,
+]
+
+
+@pytest.mark.parametrize("endpoint", BAD_ENDPOINTS)
+def test_an_endpoint_of_another_form(endpoint: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be connected to.*tcp://HOST:PORT"):
+        Client(endpoint)
+
+    async def use() -> None:
+        async with AsyncClient(endpoint) as client:
+            for _ in range(2):
+                with pytest.raises(ValueError, match="cannot be connected to"):
+                    await client.complete("x")
+
+    asyncio.run(use())
 
 
 def test_a_gap_is_an_error_and_not_a_wrong_text() -> None:
@@ -323,8 +394,10 @@ def test_cancel_and_leaving_a_stream(served: Served) -> None:
         stream = client.generate([1])
         stream.cancel()
         assert stream.result().finish == "abort"
-        with client.generate([1]):
+        with client.generate([1]) as left:
             pass
+        with pytest.raises(RuntimeError, match="left before its end"):
+            next(left)
         worker.silent = False
         assert client.complete([1], max_tokens=2).ids == [1, 1]
 
@@ -438,6 +511,82 @@ def test_async_client(served: Served) -> None:
             assert (await cancelled.result()).finish == "abort"
 
     asyncio.run(use())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_async_request_that_is_left_ends_at_the_server(served: Served) -> None:
+    front, worker = served(credits=1)
+    worker.silent = True
+
+    async def opened(number: int) -> None:
+        await asyncio.to_thread(wait_for, lambda: len(worker.open) == number)
+
+    async def use() -> None:
+        async with AsyncClient(front.endpoint) as client:
+            async with await client.generate([1]) as stream:
+                await opened(1)
+            await opened(0)
+            with pytest.raises(RuntimeError, match="left before its end"):
+                await stream.result()
+            other = await client.generate([2])
+            await opened(1)
+            await other.aclose()
+            await opened(0)
+            task = asyncio.create_task((await client.generate([3])).result())
+            await opened(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await opened(0)
+            worker.silent = False
+            assert (await client.complete([4], max_tokens=3)).ids == [4, 4, 4]
+
+    asyncio.run(use())
+
+
+def test_async_frames_leave_in_order_and_none_is_lost() -> None:
+    """Far more than the queues hold, from tasks of which some are cancelled, to a late reader."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server = context.socket(zmq.ROUTER)
+    server.setsockopt(zmq.LINGER, 0)
+    server.setsockopt(zmq.RCVHWM, 1)
+    server.bind("tcp://127.0.0.1:*")
+    endpoint = server.getsockopt_string(zmq.LAST_ENDPOINT)
+    count, prompt = 3000, "x" * 5000
+    received: list[str] = []
+
+    def read() -> None:
+        while len(received) < count:
+            assert server.poll(10_000)
+            message = msgpack.unpackb(server.recv_multipart()[1])
+            if message["type"] == "generate":
+                received.append(message["id"])
+
+    async def use() -> None:
+        async with AsyncClient(endpoint, connect_timeout=30) as client:
+            tasks = [
+                asyncio.create_task(client.complete(prompt, id=f"{number}"))
+                for number in range(count)
+            ]
+            await asyncio.sleep(0)
+            assert client._core.outgoing  # the queue is full
+            for task in tasks[1000::2]:
+                task.cancel()
+            await asyncio.to_thread(read)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(use())
+    server.close()
+    context.term()
+    assert received == [str(number) for number in range(count)]
 
 
 def test_async_nothing_listens() -> None:

@@ -181,7 +181,7 @@ def test_cancelling_frees_the_work_of_one_request_only(tiny_server: ServerProces
     ("options", "code", "word"),
     [
         ({"max_tokens": 10**6}, "too_large", "max_tokens"),
-        ({"max_tokens": 512}, "context_length_exceeded", "max_tokens"),
+        ({"max_tokens": 511}, "context_length_exceeded", "max_tokens"),
     ],
 )
 def test_refusals_name_the_reason_and_the_next_request_is_served(
@@ -189,7 +189,7 @@ def test_refusals_name_the_reason_and_the_next_request_is_served(
 ) -> None:
     with Client(tiny_server.ready["endpoint"]) as client:
         with pytest.raises(ServerError, match=word) as caught:
-            client.complete("x", **options)
+            client.complete("def add(first, second):", **options)
         assert caught.value.code == code
         assert len(client.complete("x", max_tokens=2, ignore_eos=True).ids) == 2
 

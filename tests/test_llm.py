@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pytest
 from tiny_model import TinyPair
 
 from pdv_mp import LLM, SamplingParams
-from pdv_mp.client import ServerError
+from pdv_mp.client import Client, ServerError
 from pdv_mp.llm import LaunchError
+from pdv_mp.sampling_params import ParameterError
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "threads": 1, "kv_cache_memory": "16M"}
 FIXED = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -60,6 +62,25 @@ def test_ids_are_prompts_too(llm: LLM) -> None:
         llm.generate([5, 6, 7], FIXED)
     with pytest.raises(ValueError, match="2 sampling_params for 1 prompts"):
         llm.generate(["x"], [FIXED, FIXED])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1], [1.5, 2]], r"prompts\[1\] has something that is no token id: 'float'"),
+        (["x", None], r"prompts\[1\] is None; give a text or a list of token ids"),
+        ([b"x"], r"prompts\[0\] is b'x'; give a text"),
+    ],
+)
+def test_what_is_no_prompt_is_named(llm: LLM, prompts: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        llm.generate(prompts, FIXED)
+
+
+def test_text_that_is_not_unicode_is_refused(llm: LLM) -> None:
+    with pytest.raises(ParameterError, match="not valid Unicode"):
+        llm.generate(["x", "a\udce9"], FIXED)
+    assert len(llm.generate(["x"] * 8, FIXED)) == 8
 
 
 def test_refused_prompt_raises_and_the_next_call_is_served(llm: LLM) -> None:
@@ -111,6 +132,39 @@ def test_dead_worker_is_a_launch_error_that_names_it(tiny_pair: TinyPair) -> Non
     with make(tiny_pair) as served:
         os.kill(served.pids["worker-0"], signal.SIGKILL)
         with pytest.raises(LaunchError, match="worker-0 was killed by SIGKILL"):
+            served.generate("x", SamplingParams(max_tokens=400, ignore_eos=True))
+
+
+def test_close_during_generate_is_a_launch_error(tiny_pair: TinyPair) -> None:
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            served.generate(["x"] * 12, SamplingParams(max_tokens=500, ignore_eos=True))
+        except LaunchError as error:
+            errors.append(error)
+
+    with make(tiny_pair, max_open_requests=4, num_speculative_tokens=0) as served:
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        with Client(served.ipc) as client:
+            while client.info()["counters"]["open_requests"] < 4:
+                time.sleep(0.01)
+        served.close()
+        for thread in threads:
+            thread.join(30)
+    assert [str(error) for error in errors] == ["the server was stopped"] * 2
+
+
+def test_dead_front_is_noticed_without_waiting_for_silence(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A client of such patience finds out in time only by looking at the process.
+    monkeypatch.setattr("pdv_mp.llm.SILENCE_SECONDS", 3600.0)
+    with make(tiny_pair) as served:
+        os.kill(served.pids["front"], signal.SIGKILL)
+        with pytest.raises(LaunchError, match="front was killed by SIGKILL"):
             served.generate("x", SamplingParams(max_tokens=400, ignore_eos=True))
 
 

@@ -27,6 +27,8 @@ PERPLEXITY_WINDOW = 2048
 PERPLEXITY_STRIDE = 1024
 POSITION_BOUNDS = (0, 256, 1024, 2048)
 DRAFT_LENGTHS = range(1, 9)
+EARLY_TOKENS = 32
+"""New tokens before greedy text usually begins to repeat itself, which is easy to guess."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Evaluation:
     verifier: Perplexity
     draft: Perplexity
     acceptances: tuple[Acceptance, ...]
+    early_acceptances: tuple[Acceptance, ...]
     agreement: float
     prompts: int
     new_tokens: int
@@ -186,6 +189,10 @@ def evaluate(
         verifier=measure_perplexity(verifier, tokenizer, files),
         draft=measure_perplexity(draft, tokenizer, files),
         acceptances=tuple(simulate_acceptance(matches, length) for length in DRAFT_LENGTHS),
+        early_acceptances=tuple(
+            simulate_acceptance([row[:EARLY_TOKENS] for row in matches], length)
+            for length in DRAFT_LENGTHS
+        ),
         agreement=agreed,
         prompts=len(matches),
         new_tokens=new_tokens,
@@ -225,6 +232,9 @@ def as_markdown(evaluation: Evaluation) -> str:
         "|---|" + "---|" * len(evaluation.acceptances),
         "| accepted / drafted | "
         + " | ".join(f"{a.rate:.3f}" for a in evaluation.acceptances)
+        + " |",
+        f"| the same, first {EARLY_TOKENS} new tokens only | "
+        + " | ".join(f"{a.rate:.3f}" for a in evaluation.early_acceptances)
         + " |",
         "| tokens per verifier forward | "
         + " | ".join(f"{a.tokens_per_cycle:.2f}" for a in evaluation.acceptances)

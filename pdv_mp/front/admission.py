@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pdv_mp.front.text import TextCodec
 from pdv_mp.sampling_params import SamplingParams
-from pdv_mp.wire import protocol
+from pdv_mp.wire import client_messages
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,16 @@ class ModelFacts:
         """Most tokens of prompt and output together."""
         return min(self.max_model_len, self.max_request_tokens)
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens of a prompt: at least one of the output must find room."""
+        return self.room - 1
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of an output: a prompt has at least one."""
+        return self.room - 1
+
 
 class Admission:
     """Checks prompts and parameters against the models' limits."""
@@ -37,15 +47,15 @@ class Admission:
     def __init__(self, codec: TextCodec, facts: ModelFacts) -> None:
         self._codec = codec
         self._facts = facts
-        self._longest_prompt = facts.room * codec.longest_token
+        self._longest_prompt = facts.max_prompt_tokens * codec.longest_token
 
     def tokenize(self, id: str, prompt: str) -> list[int]:
         """Ids of a text. Raises ProtocolError for one that is far too long to try."""
         if len(prompt) > self._longest_prompt:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,
-                f"prompt has {len(prompt)} characters, which cannot be {self._facts.room} tokens "
-                "or fewer",
+                f"prompt has {len(prompt)} characters, which cannot be "
+                f"{self._facts.max_prompt_tokens} tokens or fewer",
                 id,
             )
         try:
@@ -57,7 +67,14 @@ class Admission:
             ) from error
 
     def detokenize(self, id: str, ids: list[int]) -> str:
-        """Text of ids. Raises ProtocolError for an id outside the vocabulary."""
+        """Text of ids. Raises ProtocolError for an id outside the vocabulary, and for more ids than
+        a request can have."""
+        if len(ids) > self._facts.max_model_len:
+            raise ProtocolError(
+                ErrorCode.TOO_LARGE,
+                f"ids has {len(ids)} tokens; at most {self._facts.max_model_len} are allowed",
+                id,
+            )
         self.check_ids("ids", ids, id)
         return self._codec.decode(ids)
 
@@ -70,39 +87,42 @@ class Admission:
                 id,
             )
 
-    def parameters(self, message: protocol.Generate, prompt_ids: list[int]) -> SamplingParams:
+    def parameters(
+        self, message: client_messages.Generate, prompt_ids: list[int]
+    ) -> SamplingParams:
         """The request's parameters with ``max_tokens`` and ``seed`` filled in. Raises ProtocolError
         for a prompt or parameters that the server's limits refuse."""
         name = "prompt" if message.prompt_ids is None else "prompt_ids"
-        params, room = message.params, self._facts.room
+        params, facts = message.params, self._facts
         if not prompt_ids or message.prompt == "":
             raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name} is empty", message.id)
         self.check_ids(name, prompt_ids, message.id)
-        if len(prompt_ids) > room:
+        if len(prompt_ids) > facts.max_prompt_tokens:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,
-                f"{name} has {len(prompt_ids)} tokens; at most {room} are allowed",
+                f"{name} has {len(prompt_ids)} tokens; at most {facts.max_prompt_tokens} are "
+                "allowed",
                 message.id,
             )
-        if params.max_tokens is not None and params.max_tokens > room:
+        if params.max_tokens is not None and params.max_tokens > facts.max_tokens:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,
-                f"max_tokens {params.max_tokens} is over the limit of {room}",
+                f"max_tokens {params.max_tokens} is over the limit of {facts.max_tokens}",
                 message.id,
             )
         max_tokens = params.max_tokens
         if max_tokens is None:
-            max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room - len(prompt_ids)))
-        if len(prompt_ids) + max_tokens > room:
+            max_tokens = min(DEFAULT_MAX_TOKENS, facts.room - len(prompt_ids))
+        if len(prompt_ids) + max_tokens > facts.room:
             raise ProtocolError(
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
                 f"{name} has {len(prompt_ids)} tokens and max_tokens is {max_tokens}; together "
-                f"they may be at most {room}",
+                f"they may be at most {facts.room}",
                 message.id,
             )
         return replace(
             params,
             max_tokens=max_tokens,
-            top_k=params.top_k if 0 < params.top_k < self._facts.vocab_size else 0,
+            top_k=params.top_k if 0 < params.top_k < facts.vocab_size else 0,
             seed=secrets.randbits(53) if params.seed is None else params.seed,
         )

@@ -1,24 +1,26 @@
-"""The clients' ROUTER socket: connections, and an outbox for each that reads slowly.
+"""The clients' ROUTER socket and its connections.
 
 A send never blocks. What a slow reader's queue in the socket does not take waits in the
-connection's outbox in order; ``tokens`` of one request that wait are merged. Each message is
-encoded once, at its first attempt, so that ``seq`` and time stamps are those of the sending.
+connection's outbox in order, and is tried again until it has left.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import zmq
 
-from pdv_mp.wire import protocol
+from pdv_mp.front.outbox import FIRST_RETRY_SECONDS, Connection, Outgoing, WaitingTokens
 
 if TYPE_CHECKING:
     from pdv_mp.front.journal import Request
+
+logger = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """More than this waiting for one connection is a slow consumer."""
@@ -29,123 +31,7 @@ MAX_IDLE_CONNECTIONS = 4096
 SEND_QUEUE_MESSAGES = 100
 """Messages per connection that the socket queues before the outbox does, where they merge."""
 
-FIRST_RETRY_SECONDS = 0.005
 LAST_RETRY_SECONDS = 0.1
-_MESSAGE_OVERHEAD = 96
-_BYTES_PER_ID = 6
-
-
-class Outgoing(Protocol):
-    """A message to a client. ``size`` estimates its bytes before it is encoded."""
-
-    size: int
-
-    def encode(self) -> bytes:
-        """The frame; called once, when it is about to be sent."""
-
-    def sent(self) -> None:
-        """Called when the socket has taken the frame."""
-
-
-class Reply:
-    """A message that is encoded already and has no consequences."""
-
-    __slots__ = ("_frame", "size")
-
-    def __init__(self, frame: bytes) -> None:
-        self._frame = frame
-        self.size = len(frame)
-
-    def encode(self) -> bytes:
-        return self._frame
-
-    def sent(self) -> None:
-        pass
-
-
-class LastMessage:
-    """A request's ``done`` or ``error``: when it is sent, the id is free again."""
-
-    __slots__ = ("_build", "_request", "size")
-
-    def __init__(self, request: Request, build: Callable[[], bytes], size: int) -> None:
-        self._request = request
-        self._build = build
-        self.size = size + _MESSAGE_OVERHEAD
-
-    def encode(self) -> bytes:
-        return self._build()
-
-    def sent(self) -> None:
-        del self._request.connection.open[self._request.id]
-
-
-class WaitingTokens:
-    """One ``tokens`` message, which grows for as long as it is not encoded."""
-
-    __slots__ = ("_drafted", "_ids", "_offset", "_request", "_texts", "size")
-
-    def __init__(
-        self, request: Request, offset: int, ids: list[int], drafted: list[int], text: str
-    ) -> None:
-        self._request = request
-        self._offset = offset
-        self._ids = ids
-        self._drafted = drafted
-        self._texts = [text]
-        self.size = _MESSAGE_OVERHEAD + _size(ids, text)
-
-    def extend(self, ids: list[int], drafted: list[int], text: str) -> int:
-        """Merge what came after. Returns by how many bytes the message grew."""
-        self._ids = self._ids + ids
-        self._drafted = self._drafted + drafted
-        self._texts.append(text)
-        growth = _size(ids, text)
-        self.size += growth
-        return growth
-
-    def encode(self) -> bytes:
-        request = self._request
-        request.waiting_tokens = None
-        seq = request.next_seq
-        request.next_seq += 1
-        return protocol.tokens(
-            request.id, seq, self._offset, self._ids, self._drafted, "".join(self._texts)
-        )
-
-    def sent(self) -> None:
-        pass
-
-
-def _size(ids: list[int], text: str) -> int:
-    return _BYTES_PER_ID * len(ids) + len(text.encode())
-
-
-class Connection:
-    """One client. ``open``: requests whose last message has not been sent, by the client's id."""
-
-    __slots__ = (
-        "gone",
-        "last_sent_ns",
-        "number",
-        "open",
-        "outbox",
-        "outbox_bytes",
-        "retry_at",
-        "retry_seconds",
-        "routing_id",
-    )
-
-    def __init__(self, routing_id: bytes, number: int) -> None:
-        self.routing_id = routing_id
-        self.number = number
-        self.open: dict[str, Request] = {}
-        self.outbox: deque[tuple[Outgoing, bytes | None]] = deque()
-        self.outbox_bytes = 0
-        self.last_sent_ns = 0
-        self.retry_at = 0.0
-        self.retry_seconds = FIRST_RETRY_SECONDS
-        self.gone = False
 
 
 class ClientSocket:
@@ -155,8 +41,11 @@ class ClientSocket:
     connection of a live reader whose queue is full, since its side then reads no heartbeats.
 
     ``on_gone``: a connection can no longer be sent to; its open requests are still listed.
-    ``on_overflow``: too much waits for a connection; its outbox was dropped. Both run after the
-    call that found it, from :meth:`settle`, so that no handler runs within another.
+    ``on_overflow``: too much waits for a connection; the ``tokens`` of its requests without a last
+    message were dropped, so each of these must end with an ``error`` now. All other answers stay.
+    If those alone are too much, the connection is given up instead: it counts as gone, and what
+    its client sends next as from a new one. Both handlers run after the call that found it, from
+    :meth:`settle`, so that no handler runs within another.
     """
 
     def __init__(
@@ -279,12 +168,22 @@ class ClientSocket:
             for connection in self._take(self._overflown):
                 if connection.gone:
                     continue
-                for request in connection.open.values():
-                    request.waiting_tokens = None
-                connection.outbox.clear()
-                connection.outbox_bytes = 0
-                self._waiting.pop(connection.routing_id, None)
+                connection.drop_tokens()
+                if connection.outbox_bytes > MAX_WAITING_BYTES:
+                    self._give_up(connection)
+                    continue
+                if not connection.outbox:
+                    self._waiting.pop(connection.routing_id, None)
                 self._on_overflow(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        logger.warning(
+            "connection %d is ended: it does not read, and %d bytes of answers wait for it",
+            connection.number,
+            connection.outbox_bytes,
+        )
+        connection.gone = True
+        self._gone.append(connection)
 
     @staticmethod
     def _take(found: list[Connection]) -> list[Connection]:
@@ -330,11 +229,6 @@ class ClientSocket:
     def num_connections(self) -> int:
         """Connections that are remembered."""
         return len(self._connections)
-
-    @property
-    def has_waiting(self) -> bool:
-        """Whether any connection's outbox holds a message."""
-        return bool(self._waiting)
 
     def close(self, linger_seconds: float) -> None:
         """Close the socket; the context's end waits for what it has queued at most that long."""

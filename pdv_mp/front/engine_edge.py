@@ -14,11 +14,19 @@ logger = logging.getLogger(__name__)
 
 
 class EngineEdge:
-    """A PAIR socket, bound here. The queue is unbounded; credits bound what can be in it."""
+    """A PAIR socket, bound here. The queue is unbounded; credits bound what can be in it.
+
+    ``peer``: name of the worker at the other end.
+    """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, generation: int
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        run_dir: Path,
+        generation: int,
+        peer: str,
     ) -> None:
+        self.peer = peer
         self.endpoint = f"ipc://{run_dir}/engine-0"
         self.socket = context.socket(zmq.PAIR)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ import zmq
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.front.admission import Admission, ModelFacts
-from pdv_mp.front.connections import ClientSocket, Connection, Reply
+from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.outbox import Connection, Reply
 from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
+from pdv_mp.topology import topology
+from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as engine_wire
-from pdv_mp.wire import protocol
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,12 @@ class FrontError(RuntimeError):
 def run_front(config: EngineConfig, run_dir: Path, control: ControlClient, generation: int) -> None:
     """Serve clients until the supervisor says stop.
 
-    Raises ConfigError when the configuration cannot be served, FrontError when the worker has
-    another configuration or the address cannot be listened on.
+    Raises ConfigError when the configuration cannot be served or its port is taken, FrontError
+    when the worker has another configuration.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        engine = EngineEdge(context, run_dir, generation)
+        engine = EngineEdge(context, run_dir, generation, topology(config.topology).worker_names[0])
         try:
             _start(config, run_dir, control, context, engine)
         finally:
@@ -104,19 +105,6 @@ def _wait_for_engine(control: ControlClient, engine: EngineEdge) -> dict[str, An
         poller.poll()
 
 
-def listen_address(host: str, port: int) -> str:
-    """The endpoint to bind for ``--host`` and ``--port``. Raises ConfigError for a bad host."""
-    if host in ("", "*"):
-        raise ConfigError(f"--host {host!r} is not an address; 0.0.0.0 listens on all interfaces")
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--host {host!r} is not an address: {error}") from error
-    family, address = found[0][0], found[0][4][0]
-    where = f"[{address}]" if family == socket.AF_INET6 else address
-    return f"tcp://{where}:{port or '*'}"
-
-
 class Front:
     """The sockets of the front process and the loop over them."""
 
@@ -153,7 +141,7 @@ class Front:
             engine,
         )
         self._clients = self._service.clients
-        self._reporter = Reporter(config, facts, self._instance, model.room)
+        self._reporter = Reporter(config, facts, self._instance, model)
         self._endpoints: list[str] = []
         self._owes_drained = False
         self._stopped = False
@@ -163,17 +151,16 @@ class Front:
         self._info_next: list[Connection] = []
 
     def listen(self, run_dir: Path) -> None:
-        """Bind the clients' socket and tell the supervisor where. Raises FrontError."""
+        """Bind the clients' socket and tell the supervisor where. Raises ConfigError."""
         server = self._config.server
-        address = listen_address(server.host, server.port)
         router = self._clients.socket
-        if "[" in address:
-            router.setsockopt(zmq.IPV6, 1)
         try:
-            router.bind(address)
+            router.bind(f"tcp://{server.host}:{server.port or '*'}")
         except zmq.ZMQError as error:
-            raise FrontError(
-                f"cannot listen on {address}: {error}; choose another --host or --port"
+            reason = os.strerror(error.errno or 0).lower()
+            raise ConfigError(
+                f"--port {server.port} cannot be used on {server.host}: {reason}; "
+                "choose another, or 0 for a free one"
             ) from error
         endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
         ipc = f"ipc://{run_dir / CLIENT_SOCKET}"
@@ -262,19 +249,19 @@ class Front:
             raise ProtocolError(
                 ErrorCode.BAD_REQUEST, f"a message is one frame, not {len(frames)}; use a DEALER"
             )
-        message = protocol.decode_client(frames[0], self._config.server.max_message_bytes)
-        if isinstance(message, protocol.Generate):
+        message = client_messages.decode_client(frames[0], self._config.server.max_message_bytes)
+        if isinstance(message, client_messages.Generate):
             self._service.generate(connection, message, received_ns)
-        elif isinstance(message, protocol.Cancel):
+        elif isinstance(message, client_messages.Cancel):
             self._service.cancel(connection, message.id)
-        elif isinstance(message, protocol.Ping):
+        elif isinstance(message, client_messages.Ping):
             identity = {"instance": self._instance, "connection": connection.number}
             self._reply(connection, "pong", n=message.n, **identity)
-        elif isinstance(message, protocol.Hello):
+        elif isinstance(message, client_messages.Hello):
             self._reply(connection, "welcome", **self._reporter.welcome(connection))
-        elif isinstance(message, protocol.Info):
+        elif isinstance(message, client_messages.Info):
             self._request_info(connection)
-        elif isinstance(message, protocol.Tokenize):
+        elif isinstance(message, client_messages.Tokenize):
             ids = self._admission.tokenize(message.id, message.prompt)
             self._reply(connection, "tokenized", id=message.id, ids=ids)
         else:
@@ -315,7 +302,7 @@ class Front:
             self._next_tick = now + ALIVE_TICK_SECONDS
         self._service.end_turn()
         if self._engine.lost and self._service.lost is None:
-            self._lose("worker-0")
+            self._lose(self._engine.peer)
         if not self._service.journal.open:
             if self._owes_drained:
                 self._control.send(control_wire.Drained())

@@ -18,7 +18,7 @@ from pdv_mp.timeline import Timeline
 from pdv_mp.wire.engine import Int32Column
 
 if TYPE_CHECKING:
-    from pdv_mp.front.connections import Connection, WaitingTokens
+    from pdv_mp.front.outbox import Connection, WaitingTokens
 
 
 @dataclass(slots=True)

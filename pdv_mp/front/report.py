@@ -9,8 +9,10 @@ from typing import Any
 
 import pdv_mp
 from pdv_mp.config import EngineConfig
-from pdv_mp.front.connections import ClientSocket, Connection
+from pdv_mp.front.admission import ModelFacts
+from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.outbox import Connection
 from pdv_mp.front.service import Service
 
 
@@ -18,12 +20,12 @@ class Reporter:
     """Builds ``welcome`` and ``info`` from the facts of the start-up and the present counters."""
 
     def __init__(
-        self, config: EngineConfig, facts: dict[str, Any], instance: str, room: int
+        self, config: EngineConfig, facts: dict[str, Any], instance: str, limits: ModelFacts
     ) -> None:
         self._config = config
         self._facts = facts
         self._instance = instance
-        self._room = room
+        self._limits = limits
 
     def welcome(self, connection: Connection) -> dict[str, Any]:
         """Fields of a ``welcome``."""
@@ -39,8 +41,8 @@ class Reporter:
             "eos_ids": self._facts["eos_ids"],
             "max_model_len": self._facts["max_model_len"],
             "limits": {
-                "max_tokens": self._room,
-                "max_prompt_tokens": self._room,
+                "max_tokens": self._limits.max_tokens,
+                "max_prompt_tokens": self._limits.max_prompt_tokens,
                 "max_open_requests": self._config.scheduling.max_open_requests,
                 "max_message_bytes": self._config.server.max_message_bytes,
             },

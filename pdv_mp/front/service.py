@@ -12,14 +12,15 @@ import numpy as np
 from pdv_mp.config import EngineConfig
 from pdv_mp.front.accounting import account, encode_done, take_back
 from pdv_mp.front.admission import Admission, ModelFacts
-from pdv_mp.front.connections import ClientSocket, Connection, LastMessage, Reply
+from pdv_mp.front.connections import MAX_WAITING_BYTES, ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.journal import Journal, Request
+from pdv_mp.front.outbox import BYTES_PER_ID, Connection, LastMessage, Reply
 from pdv_mp.front.stops import OutputText
 from pdv_mp.front.text import TextCodec
 from pdv_mp.timeline import Timeline, state_index
+from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import engine as wire
-from pdv_mp.wire import protocol
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
 _MILLISECOND = 1_000_000
@@ -75,7 +76,7 @@ class Service:
         self.clients.send(connection, Reply(frame))
 
     def generate(
-        self, connection: Connection, message: protocol.Generate, received_ns: int
+        self, connection: Connection, message: client_messages.Generate, received_ns: int
     ) -> None:
         """Accept a request, or raise the ProtocolError that refuses it."""
         timeline = Timeline(_CLIENT_DECODE, received_ns)
@@ -269,7 +270,8 @@ class Service:
             request.timeline.enter(_OUTBOX, now)
         size = 0
         if not request.stream:
-            size = 6 * len(request.output_ids) + sum(len(text.encode()) for text in request.texts)
+            size = BYTES_PER_ID * len(request.output_ids)
+            size += sum(len(text.encode()) for text in request.texts)
         self.clients.send(
             request.connection,
             LastMessage(request, lambda: encode_done(request, finish, reason), size),
@@ -291,12 +293,14 @@ class Service:
                 self.finished["abort"] += 1
 
     def slow_consumer(self, connection: Connection) -> None:
-        """End all requests of a client for which too much waits."""
-        message = "the client reads too slowly; over 8 MiB waited for it"
+        """End the requests of a client for which too much waits; those that have their last
+        message waiting keep it."""
+        limit = MAX_WAITING_BYTES // 2**20
+        message = f"the client reads too slowly; over {limit} MiB waited for it"
         for request in list(connection.open.values()):
             if not request.ended:
                 self._end(request)
-            self._fail(request, ErrorCode.SLOW_CONSUMER, message)
+                self._fail(request, ErrorCode.SLOW_CONSUMER, message)
 
     def lose(self, name: str) -> None:
         """The process ``name`` died: every open request gets ``lane_failed``."""

@@ -48,16 +48,6 @@ class TextCodec:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(f"{path} cannot be read: {error}") from error
-        self._set_up(tokenizer)
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer) -> TextCodec:
-        """A codec of a tokenizer that is already in memory."""
-        codec = cls.__new__(cls)
-        codec._set_up(tokenizer)
-        return codec
-
-    def _set_up(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer

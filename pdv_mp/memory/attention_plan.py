@@ -28,17 +28,18 @@ TILE_ROWS = 128
 class AttentionGroup:
     """One attention call: `lanes` sequences with `rows` padded query rows and `context` keys each.
 
-    `first_row` is the group's offset among the padded rows. In a contiguous cache lane i reads slot
-    `first_slot` + i, in a paged one `gather` lists the blocks of all lanes. `mask` is added to the
-    scores: [lanes, 1, rows * group_size, context], None when all is visible.
+    `first_row` is the group's offset among the padded rows; `slots` [lanes] int64 names the slot of
+    each lane. `source` is where the cache finds their keys and values: views of them, two for each
+    layer, or the index of the blocks to gather. `mask` is added to the scores:
+    [lanes, 1, rows * group_size, context], None when all is visible.
     """
 
     lanes: int
     rows: int
     context: int
     first_row: int
-    first_slot: int
-    gather: torch.Tensor | None
+    slots: Int64Array
+    source: tuple[torch.Tensor, ...]
     mask: torch.Tensor | None
 
 
@@ -46,12 +47,14 @@ class AttentionGroup:
 class AttentionPlan:
     """Layout of one batch, shared by all layers.
 
-    `write_index` says where the batch's N rows of keys and values go. `pad` picks a row of the
-    batch for each padded row, `restore` a padded row for each row of the batch; both are None when
-    the padded rows are the batch's rows in their order.
+    The batch's N rows of keys and values go to the rows that `write_index` addresses or, where they
+    are one run, into `write_views`, one for each layer. `pad` picks a row of the batch for each
+    padded row, `restore` a padded row for each row of the batch; both are None when the padded rows
+    are the batch's rows in their order.
     """
 
     write_index: tuple[torch.Tensor, ...]
+    write_views: tuple[torch.Tensor, ...] | None
     groups: tuple[AttentionGroup, ...]
     pad: torch.Tensor | None
     restore: torch.Tensor | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 class KVCache(ABC):
     """Keys and values of up to `num_slots` sequences of at most `max_model_len` tokens.
 
-    A forward pass calls `plan` once and then `write` and `attend` for each layer. The cache does
-    not know how long a sequence is: rows beyond the committed length are overwritten by whoever
-    writes these positions next, so rolling back is a matter of length alone.
+    A forward pass calls `plan` or `advance` once and then `write` and `attend` for each layer. The
+    cache does not know how long a sequence is: rows beyond the committed length are overwritten by
+    whoever writes these positions next, so rolling back is a matter of length alone.
     """
 
     _consecutive = False
@@ -69,7 +70,7 @@ class KVCache(ABC):
                 f"position {batch.row_positions.max()} lies beyond max_model_len "
                 f"{self.max_model_len}"
             )
-        write_index = self._write_index(batch)
+        write_index, write_views = self._destination(batch)
         layout = layout_batch(batch, self._consecutive, self._call_cost())
         groups = []
         first_row = 0
@@ -81,17 +82,51 @@ class KVCache(ABC):
                     rows=rows,
                     context=group.context,
                     first_row=first_row,
-                    first_slot=int(group.slots[0]),
-                    gather=self._gather(group),
+                    slots=group.slots,
+                    source=self._source(group.slots, group.context),
                     mask=self._mask(group),
                 )
             )
             first_row += lanes * rows
         return AttentionPlan(
             write_index=write_index,
+            write_views=write_views,
             groups=tuple(groups),
             pad=None if layout.pad is None else to_device(layout.pad, self.device),
             restore=None if layout.restore is None else to_device(layout.restore, self.device),
+        )
+
+    def advance(self, plan: AttentionPlan, batch: ForwardBatch) -> AttentionPlan:
+        """Lay out a batch made by `ForwardBatch.advance` from the one that `plan` was made for.
+
+        Where that one had one row per sequence its groups are kept, which is much cheaper than a
+        new layout. Raises ValueError for a position that does not exist.
+        """
+        if any(group.rows > 1 for group in plan.groups):
+            return self.plan(batch)
+        write_index, write_views = self._destination(batch)
+        return replace(
+            plan,
+            write_index=write_index,
+            write_views=write_views,
+            groups=tuple(self._advance_group(group) for group in plan.groups),
+        )
+
+    def _advance_group(self, group: AttentionGroup) -> AttentionGroup:
+        context = group.context + 1
+        if context > self.max_model_len:
+            raise ValueError(
+                f"position {group.context} lies beyond max_model_len {self.max_model_len}"
+            )
+        return AttentionGroup(
+            lanes=group.lanes,
+            rows=1,
+            context=context,
+            first_row=group.first_row,
+            slots=group.slots,
+            source=self._source(group.slots, context),
+            # A row at the next position sees one key more, and what it saw starts one key later.
+            mask=None if group.mask is None else F.pad(group.mask, (1, 0)),
         )
 
     def _call_cost(self) -> int:
@@ -115,8 +150,9 @@ class KVCache(ABC):
         """Causal attention of N query rows over what is written; [N, num_heads * head_dim].
 
         q: [N, num_heads * head_dim] with heads in the order [group_size, num_kv_heads], so that
-        query heads sharing a key head become extra query rows of it without a copy; the result
-        has the same order.
+        query heads sharing a key head become extra query rows of it: keys and values are not
+        repeated, and the queries are copied once where a lane has several. The result has the same
+        order.
         """
         if plan.pad is not None:
             q = q.index_select(0, plan.pad)
@@ -147,12 +183,14 @@ class KVCache(ABC):
         return masks.view(len(group.slots), 1, -1, group.context)
 
     @abstractmethod
-    def _write_index(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
-        """Where `write` puts the rows of the batch."""
+    def _destination(
+        self, batch: ForwardBatch
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+        """Where `write` puts the rows of the batch: `write_index`, `write_views` of the plan."""
 
     @abstractmethod
-    def _gather(self, group: GroupLayout) -> torch.Tensor | None:
-        """The blocks of the group's lanes, None where keys are a view of consecutive slots."""
+    def _source(self, slots: NDArray[np.int64], context: int) -> tuple[torch.Tensor, ...]:
+        """Where the first `context` keys and values of these slots are: a group's `source`."""
 
     @abstractmethod
     def _keys_values(self, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,9 +201,11 @@ class ContiguousKVCache(KVCache):
     """One contiguous run of `max_model_len` tokens per slot, in CPU memory.
 
     Layout [num_slots, num_layers, 2, num_kv_heads, max_model_len, head_dim]: a range of slots is a
-    strided view, never copied, and a slot is one range of pages. Memory is committed when rows are
+    strided view, never copied, and a slot is one range of pages. Memory is committed when pages are
     first touched, so the slots together may exceed the block budget; `discard` gives a slot's pages
-    back. Batches whose slots are close together need the fewest calls: use low slots first.
+    back. Reads count too: a lane shorter than its group's context, or one that bridges a gap
+    between slots, is read to that context, of which `committed_bytes` tells the effect. Batches
+    whose slots are close together need the fewest calls: use low slots first.
     """
 
     _consecutive = True
@@ -192,14 +232,18 @@ class ContiguousKVCache(KVCache):
         flat = self._buffer.tensor().view(dtype)
         strides = torch.empty(shape, device="meta").stride()
         pool = flat.as_strided((num_slots, *shape), (self._slot_bytes // dtype.itemsize, *strides))
-        self._keys = [pool[:, layer, 0] for layer in range(self._num_layers)]
-        self._values = [pool[:, layer, 1] for layer in range(self._num_layers)]
-        # [slot, position, key or value, head, head_dim], so that two index vectors address a row.
-        self._rows = [pool[:, layer].permute(0, 3, 1, 2, 4) for layer in range(self._num_layers)]
+        # [2 * layer + key or value, slot, head, position, head_dim]: what attention reads.
+        self._runs = pool.flatten(1, 2).transpose(0, 1)
+        # [layer, slot, position, key or value, head, head_dim]: one or two indices address a row.
+        self._rows = pool.permute(1, 0, 4, 2, 3, 5)
+        self._layer_rows = self._rows.unbind(0)
 
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
         rows = kv.view(-1, 2, self._num_kv_heads, self._head_dim)
-        self._rows[layer].index_put_(plan.write_index, rows)
+        if plan.write_views is None:
+            self._layer_rows[layer].index_put_(plan.write_index, rows)
+        else:
+            plan.write_views[layer].copy_(rows)
 
     def discard(self, slot: int) -> None:
         """Give the memory of a slot back to the system; its contents are gone."""
@@ -208,32 +252,37 @@ class ContiguousKVCache(KVCache):
         self._buffer.discard(slot * self._slot_bytes, self._slot_bytes)
 
     def committed_bytes(self) -> int:
-        """Memory that all slots together really occupy, in bytes."""
+        """Memory that all slots together really occupy, in bytes: exact, in constant time."""
         return self._buffer.committed_bytes()
 
     def close(self) -> None:
         """Give all memory back; the cache cannot be used afterwards."""
-        self._keys, self._values, self._rows = [], [], []
+        self._runs = self._rows = torch.empty(0)
+        self._layer_rows = ()
         self._buffer.close()
 
-    def _write_index(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
-        return to_device(batch.row_slots, self.device), batch.positions
+    def _destination(
+        self, batch: ForwardBatch
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+        if batch.num_sequences > 1:
+            return (to_device(batch.row_slots, self.device), batch.positions), None
+        start = int(batch.start_positions[0])
+        rows = self._rows[:, int(batch.slots[0]), start : start + batch.num_rows]
+        return (), rows.unbind(0)
 
-    def _gather(self, group: GroupLayout) -> torch.Tensor | None:
-        return None
+    def _source(self, slots: NDArray[np.int64], context: int) -> tuple[torch.Tensor, ...]:
+        return self._runs[:, int(slots[0]) : int(slots[-1]) + 1, :, :context].unbind(0)
 
     def _keys_values(self, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        lanes = slice(group.first_slot, group.first_slot + group.lanes)
-        keys = self._keys[layer][lanes, :, : group.context]
-        return keys, self._values[layer][lanes, :, : group.context]
+        return group.source[2 * layer], group.source[2 * layer + 1]
 
 
 class PagedKVCache(KVCache):
     """Blocks of `block_size` tokens reached through a table, on any device.
 
     Layout [num_layers, num_blocks + 1, block_size, 2, num_kv_heads, head_dim]. `block_table`
-    [num_slots, max_blocks] int32 lives on the device and names the reserved last block, the dummy,
-    where a slot has none; `host_table` is its copy for planning.
+    [num_slots, max_blocks] int32 lives on the host, where batches are planned, and names the
+    reserved last block, the dummy, where a slot has none.
     """
 
     def __init__(
@@ -252,11 +301,9 @@ class PagedKVCache(KVCache):
         self.num_blocks = num_blocks
         self.dummy_block = num_blocks
         self.max_blocks = blocks_for(max_model_len, block_size)
-        self.host_table: NDArray[np.int32] = np.full(
+        self.block_table: NDArray[np.int32] = np.full(
             (num_slots, self.max_blocks), self.dummy_block, dtype=np.int32
         )
-        table = torch.from_numpy(self.host_table)
-        self.block_table = table if self.device.type == "cpu" else table.to(self.device)
         shape = (num_blocks + 1, block_size, 2, self._num_kv_heads, self._head_dim)
         self.pool = torch.zeros((self._num_layers, *shape), dtype=dtype, device=self.device)
         self._blocks = list(self.pool.unbind(0))
@@ -269,11 +316,9 @@ class PagedKVCache(KVCache):
             raise ValueError(f"{len(ids)} blocks exceed the {self.max_blocks} of a sequence")
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_blocks:
             raise ValueError(f"block ids must lie in 0 .. {self.num_blocks - 1}")
-        row = self.host_table[slot]
+        row = self.block_table[slot]
         row[: len(ids)] = ids
         row[len(ids) :] = self.dummy_block
-        if self.device.type != "cpu":
-            self.block_table[slot].copy_(torch.from_numpy(row.copy()))
 
     def clear(self, slot: int) -> None:
         """Take all blocks from a slot."""
@@ -282,24 +327,24 @@ class PagedKVCache(KVCache):
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
         self._rows[layer].index_copy_(0, plan.write_index[0], kv)
 
-    def _write_index(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
-        blocks = self.host_table[batch.row_slots, batch.row_positions // self.block_size]
+    def _destination(
+        self, batch: ForwardBatch
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+        blocks = self.block_table[batch.row_slots, batch.row_positions // self.block_size]
         if int(blocks.max()) == self.dummy_block:
             row = int(np.argmax(blocks))
             raise ValueError(
                 f"slot {batch.row_slots[row]} has no block for position {batch.row_positions[row]}"
             )
         rows = blocks.astype(np.int64) * self.block_size + batch.row_positions % self.block_size
-        return (to_device(rows, self.device),)
+        return (to_device(rows, self.device),), None
 
-    def _gather(self, group: GroupLayout) -> torch.Tensor:
-        blocks = self.host_table[group.slots, : blocks_for(group.context, self.block_size)]
-        return to_device(blocks.astype(np.int64).ravel(), self.device)
+    def _source(self, slots: NDArray[np.int64], context: int) -> tuple[torch.Tensor, ...]:
+        blocks = self.block_table[slots, : blocks_for(context, self.block_size)]
+        return (to_device(blocks.astype(np.int64).ravel(), self.device),)
 
     def _keys_values(self, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        if group.gather is None:
-            raise RuntimeError("a paged group has no block index")
-        rows = self._blocks[layer].index_select(0, group.gather)
+        rows = self._blocks[layer].index_select(0, group.source[0])
         rows = rows.view(group.lanes, -1, 2, self._num_kv_heads, self._head_dim)
         keys, values = rows[:, : group.context].permute(2, 0, 3, 1, 4).unbind(0)
         return keys, values

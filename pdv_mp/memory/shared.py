@@ -22,7 +22,8 @@ _libc.fallocate.restype = ctypes.c_int
 class SharedBuffer:
     """A memfd of fixed size, mapped into this process; nothing is left when its users are gone.
 
-    Pages are committed when first written, so a buffer may be larger than what will be used of it.
+    Pages are committed when first touched, by a read as well, so a buffer may be larger than what
+    will be used of it.
     Seals refuse any change of size, so a mapping can never raise SIGBUS.
     """
 
@@ -76,7 +77,7 @@ class SharedBuffer:
             raise OSError(error, f"fallocate: {os.strerror(error)}")
 
     def committed_bytes(self) -> int:
-        """Memory that the buffer really occupies, in bytes."""
+        """Memory that the buffer really occupies, in bytes: exact, in constant time."""
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:

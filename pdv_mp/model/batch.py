@@ -98,3 +98,21 @@ class ForwardBatch:
             row_slots=np.repeat(slots, query_lens),
             device=device,
         )
+
+    def advance(self, token_ids: Int64Array) -> ForwardBatch:
+        """The batch after this one: one new token of every sequence, at its next position.
+
+        token_ids: [B]. All logits are wanted. The columns are not checked again.
+        """
+        positions = self.start_positions + self.query_lens
+        return ForwardBatch(
+            token_ids=to_device(token_ids, self.device),
+            positions=to_device(positions, self.device),
+            logit_rows=None,
+            query_lens=np.ones_like(self.query_lens),
+            start_positions=positions,
+            slots=self.slots,
+            row_positions=positions,
+            row_slots=self.slots,
+            device=self.device,
+        )

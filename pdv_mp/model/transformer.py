@@ -105,13 +105,16 @@ class Transformer:
             )
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, cache: KVCache, plan: AttentionPlan | None = None
+    ) -> torch.Tensor:
         """Write the keys and values of all N rows and return the logits of the wanted ones.
 
+        `plan`: the cache's plan of this batch where there is one already; otherwise it is made.
         Returns float32 [len(batch.logit_rows), vocab_size], or [N, vocab_size] when logit_rows is
         None. Raises ValueError for a slot or position that the cache does not have.
         """
-        plan = cache.plan(batch)
+        plan = cache.plan(batch) if plan is None else plan
         rotations = self._rotations.index_select(0, batch.positions)
         hidden = F.embedding(batch.token_ids, self._embedding)
         last = len(self._layers) - 1

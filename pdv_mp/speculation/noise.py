@@ -30,6 +30,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pdv_mp.speculation import host_noise
+
 _SPLITMIX_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _SPLITMIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _SPLITMIX_2 = np.uint64(0x94D049BB133111EB)
@@ -48,6 +50,9 @@ _U_STEP = 2.0**-31 * (1 - 2.0**-24)
 _ATANH_3, _ATANH_2, _ATANH_1 = -0.41296373, -0.66652224, -2.00000024
 
 _BLOCK_ELEMENTS = 1 << 16
+
+_SMALL = 1 << 15
+"""Elements up to which torch does not spread an operation over threads either."""
 
 
 def row_keys(
@@ -70,6 +75,10 @@ def gumbel(keys: Tensor, vocab_size: int) -> Tensor:
 
     ``keys`` int32 [R, 2], from :func:`row_keys`.
     """
+    if _is_small(keys, vocab_size):
+        return torch.from_numpy(
+            host_noise.gumbel(keys.numpy(), host_noise.hashed_vocabulary(vocab_size))
+        )
     noise = torch.empty((keys.shape[0], vocab_size), dtype=torch.float32, device=keys.device)
     for rows, block in _blocks(keys, _hashed_vocabulary(noise)):
         noise[rows] = block
@@ -78,6 +87,8 @@ def gumbel(keys: Tensor, vocab_size: int) -> Tensor:
 
 def add_gumbel_(scores: Tensor, keys: Tensor) -> Tensor:
     """``scores += gumbel(keys, V)`` for float32 scores [R, V], without a second such tensor."""
+    if _is_small(keys, scores.shape[1]):
+        return scores.add_(gumbel(keys, scores.shape[1]))
     for rows, block in _blocks(keys, _hashed_vocabulary(scores)):
         scores[rows] += block
     return scores
@@ -88,11 +99,18 @@ def gumbel_at(keys: Tensor, token_ids: Tensor) -> Tensor:
 
     The bits are those that :func:`gumbel` has in the columns ``token_ids``.
     """
+    if _is_small(keys, token_ids.shape[1]):
+        hashed = host_noise.hashed_tokens(token_ids.numpy())
+        return torch.from_numpy(host_noise.gumbel(keys.numpy(), hashed))
     tokens = token_ids.to(torch.int32, copy=True)
     noise = torch.empty(tokens.shape, dtype=torch.float32, device=keys.device)
     for rows, block in _blocks(keys, _lowbias32(tokens, torch.empty_like(tokens))):
         noise[rows] = block
     return noise
+
+
+def _is_small(keys: Tensor, columns: int) -> bool:
+    return keys.device.type == "cpu" and keys.shape[0] * columns <= _SMALL
 
 
 def _splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

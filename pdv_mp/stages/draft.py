@@ -9,7 +9,7 @@ from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner
 from pdv_mp.sequences import SequenceTable
 from pdv_mp.speculation.sampling import sample
-from pdv_mp.stages.messages import DraftOrder, Proposal, Verdict
+from pdv_mp.stages.messages import Column, DraftOrder, Proposal, Verdict
 
 
 class DraftStage:
@@ -47,27 +47,37 @@ class DraftStage:
         fed = order.base - starts
         token_ids = table.ragged_tokens(order.slots, starts, fed)
         active = np.arange(len(order.slots))
+        cache = self._draft.cache
+        batch = self._batch(token_ids, fed, starts, order.slots)
+        plan = cache.plan(batch)
         for step in range(ids.shape[1]):
-            slots = order.slots[active]
-            logits = self._draft.forward(
-                ForwardBatch.build(
-                    token_ids,
-                    fed,
-                    starts,
-                    slots,
-                    logit_rows=np.cumsum(fed) - 1,
-                    device=self._draft.device,
-                )
-            )
+            if step:
+                going = active[order.lengths[active] > step]
+                token_ids = ids[going, step - 1]
+                if len(going) == len(active):
+                    batch = batch.advance(token_ids)
+                    plan = cache.advance(plan, batch)
+                else:
+                    active = going
+                    batch = self._batch(
+                        token_ids,
+                        np.ones_like(active),
+                        order.base[active] + step - 1,
+                        order.slots[active],
+                    )
+                    plan = cache.plan(batch)
+            logits = self._draft.forward(batch, plan)
             self._counters.draft_forwards += 1
-            rows = table.sampling.rows(slots, order.base[active] + step)
+            rows = table.sampling.rows(batch.slots, order.base[active] + step)
             ids[active, step] = sample(logits, rows).cpu().numpy()
-            active = active[order.lengths[active] > step + 1]
-            token_ids = ids[active, step]
-            starts = order.base[active] + step
-            fed = np.ones(len(active), np.int64)
         table.draft_len[order.slots] = order.base + order.lengths - 1
         return Proposal(order.slots, order.base, order.lengths, ids)
+
+    def _batch(self, token_ids: Column, fed: Column, starts: Column, slots: Column) -> ForwardBatch:
+        """A batch with the logits of each sequence's last row."""
+        ends = np.cumsum(fed)
+        logit_rows = None if ends[-1] == len(fed) else ends - 1
+        return ForwardBatch.build(token_ids, fed, starts, slots, logit_rows, self._draft.device)
 
     def commit(self, verdict: Verdict) -> None:
         """Forget the rows of rejected drafts. The last draft token was never fed, so after a full

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 from front.front_harness import MAX_MODEL_LEN, Entry, FakeClient, FrontUnderTest
 
+from pdv_mp.front import connections
 from pdv_mp.front.connections import MAX_WAITING_BYTES
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
@@ -30,12 +31,14 @@ def check_served(front: FrontUnderTest, client: FakeClient, id: str = "good") ->
 
 def wait_for_counter(front: FrontUnderTest, client: FakeClient, group: str, name: str) -> None:
     """Ask for ``info`` until a counter of the front is not zero."""
-    while True:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
         client.send("info")
         question = front.engine.receive(wire.InfoRequest)
         front.engine.send(wire.InfoReply(number=question.number, info={}))
         if client.expect("info")["counters"][group][name]:
             return
+    pytest.fail(f"counter {group}.{name} stayed 0")
 
 
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
@@ -46,17 +49,18 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("huge id", {"prompt_ids": [2**40]}, "bad_request", "prompt_ids"),
     (
         "sum over the context",
-        {"prompt_ids": [1] * 10, "max_tokens": MAX_MODEL_LEN},
+        {"prompt_ids": [1] * 2, "max_tokens": MAX_MODEL_LEN - 1},
         "context_length_exceeded",
         "max_tokens",
     ),
     (
-        "prompt fills the context",
-        {"prompt_ids": [1] * MAX_MODEL_LEN},
+        "prompt leaves too little room",
+        {"prompt_ids": [1] * (MAX_MODEL_LEN - 1), "max_tokens": 2},
         "context_length_exceeded",
         "prompt_ids",
     ),
-    ("long prompt", {"prompt_ids": [1] * (MAX_MODEL_LEN + 1)}, "too_large", "prompt_ids"),
+    ("long prompt", {"prompt_ids": [1] * MAX_MODEL_LEN}, "too_large", "prompt_ids"),
+    ("long output", {"prompt_ids": [1], "max_tokens": MAX_MODEL_LEN}, "too_large", "max_tokens"),
     ("long text", {"prompt": "x " * 200_000}, "too_large", "prompt"),
     ("max_tokens", {"prompt_ids": [1], "max_tokens": 10**9}, "too_large", "max_tokens"),
     ("stop list", {"prompt_ids": [1], "stop": ["x"] * 17}, "too_large", "stop"),
@@ -74,6 +78,31 @@ def test_refused(front: FrontUnderTest, fields: dict[str, Any], code: str, named
     error = client.expect("error", id="r", code=code, retryable=False)
     assert named in error["message"]
     check_served(front, client, "r")
+
+
+def test_the_limits_of_welcome_can_be_served(front: FrontUnderTest) -> None:
+    client = front.client()
+    client.send("hello")
+    limits = client.expect("welcome")["limits"]
+    for fields in (
+        {"prompt_ids": [1] * limits["max_prompt_tokens"]},
+        {"prompt_ids": [1], "max_tokens": limits["max_tokens"]},
+    ):
+        client.send("generate", id="a", **fields)
+        client.expect("accepted", id="a")
+        opened = front.engine.receive(wire.Open)
+        assert len(opened.prompt_ids) + opened.max_tokens == MAX_MODEL_LEN
+        front.engine.emit(Entry(opened.request, [3], finish=Finish.LENGTH))
+        client.until_last("a")
+
+
+def test_detokenize_has_a_limit(front: FrontUnderTest) -> None:
+    client = front.client()
+    client.send("detokenize", id="d", ids=[300] * MAX_MODEL_LEN)
+    client.expect("detokenized", id="d")
+    client.send("detokenize", id="d", ids=[300] * (MAX_MODEL_LEN + 1))
+    error = client.expect("error", id="d", code="too_large", retryable=False)
+    assert "ids" in error["message"]
 
 
 def test_duplicate_id(front: FrontUnderTest) -> None:
@@ -181,17 +210,20 @@ def test_random_frames(front: FrontUnderTest) -> None:
         mutated[generator.randrange(len(mutated))] = generator.randrange(256)
         client.socket.send(mutated)
     client.send("ping", n=77)
-    accepted = 0
+    answers = []
     while (message := client.receive())["type"] != "pong":
         assert message["type"] in ("accepted", "error")
-        accepted += message["type"] == "accepted"
-    other = front.client()
-    other.send("info")
-    while not isinstance(item := front.engine.receive(wire.EngineMessage), wire.InfoRequest):
-        accepted -= 1
-        front.engine.emit(Entry(item.request, finish=Finish.LENGTH))
-    front.engine.send(wire.InfoReply(number=item.number, info={}))
-    other.expect("info")
+        answers.append(message)
+    accepted = [item["id"] for item in answers if item["type"] == "accepted"]
+    assert len(answers) == 300
+    assert accepted
+    assert len(accepted) == len(set(accepted))  # none ended meanwhile, so no id was free again
+    for _ in accepted:  # each reaches the engine once, and ends
+        opened = front.engine.receive(wire.Open)
+        front.engine.emit(Entry(opened.request, finish=Finish.LENGTH))
+    ended = [client.expect("done", finish="length")["id"] for _ in accepted]
+    assert sorted(ended) == sorted(accepted)
+    check_served(front, front.client())
 
 
 def test_a_reader_that_does_not_read_gets_slow_consumer(make_front: MakeFront) -> None:
@@ -219,6 +251,69 @@ def test_a_reader_that_does_not_read_gets_slow_consumer(make_front: MakeFront) -
     assert (last["type"], last["code"], last["retryable"]) == ("error", "slow_consumer", False)
     assert 0 < len(tokens) < sent
     check_served(front, slow, "slow")
+
+
+def test_an_overflow_leaves_every_other_answer(make_front: MakeFront) -> None:
+    front = make_front(credits=4).start()
+    slow, quick = front.client_with_short_queue(), front.client()
+    opened = {}
+    for id in ("slow", "finished"):
+        slow.send("generate", id=id, prompt_ids=[1])
+        opened[id] = front.engine.receive(wire.Open).request
+    for _ in range(300):  # from here on all waits for the reader
+        front.engine.emit(Entry(opened["slow"], [300] * 5000))
+    front.engine.emit(Entry(opened["finished"], [7], finish=Finish.LENGTH))
+    for number in range(5):
+        slow.send("generate", id=f"bad {number}", prompt_ids=[999])
+    slow.send("ping", n=5)
+    slow.send("tokenize", id="t", prompt="hi")
+    while not front.engine.socket.poll(0):
+        front.engine.emit(Entry(opened["slow"], [300] * 10_000))
+        quick.send("ping", n=1)
+        quick.expect("pong")
+    assert front.engine.receive(wire.Close).requests.tolist() == [opened["slow"]]
+    front.engine.emit(Entry(opened["slow"], finish=Finish.ABORT))
+    received = []
+    while not received or received[-1].get("code") != "slow_consumer":
+        received.append(slow.receive())
+    last = {(item.get("id"), item["type"]): item for item in received}
+    assert last["slow", "error"]["code"] == "slow_consumer"
+    assert last["finished", "done"]["finish"] == "length"
+    assert last["finished", "tokens"]["ids"] == [7]
+    assert [last[f"bad {number}", "error"]["code"] for number in range(5)] == ["bad_request"] * 5
+    assert last[None, "pong"]["n"] == 5
+    assert last["t", "tokenized"]["ids"]
+    check_served(front, slow, "slow")
+    quick.send("info")
+    question = front.engine.receive(wire.InfoRequest)
+    front.engine.send(wire.InfoReply(number=question.number, info={}))
+    counters = quick.expect("info")["counters"]
+    assert counters["finished"] == {"stop": 0, "length": 2, "abort": 0}
+    assert counters["errors"]["slow_consumer"] == 1
+
+
+def test_a_connection_whose_answers_alone_are_too_much_is_ended(
+    make_front: MakeFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_WAITING_BYTES", 100_000)
+    front = make_front().start()
+    slow, quick = front.client_with_short_queue(), front.client()
+    slow.send("ping", n=0)
+    number = slow.expect("pong")["connection"]
+    slow.send("generate", id="a", prompt_ids=[1])
+    opened = front.engine.receive(wire.Open)
+    for n in range(20_000):
+        slow.send("ping", n=n)
+        if n % 100 == 0 and front.engine.socket.poll(0):
+            break
+    assert front.engine.receive(wire.Close).requests.tolist() == [opened.request]
+    front.engine.emit(Entry(opened.request, finish=Finish.ABORT))
+    check_served(front, quick)
+    slow.send("ping", n=-1)
+    while (message := slow.receive()).get("n") != -1:
+        pass
+    assert message["connection"] != number
+    check_served(front, slow)
 
 
 def test_a_slow_reader_gets_merged_tokens_without_a_gap(make_front: MakeFront) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def codec_of(name: str) -> TextCodec:
     else:
         decoder = {"llama": LLAMA, "gemma": GEMMA, "metaspace": decoders.Metaspace()}[name]
         tokenizer = sentencepiece_like(decoder)
-    return TextCodec.from_tokenizer(tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        return TextCodec(Path(folder))
 
 
 NAMES = ["byte-level", "llama", "gemma", "metaspace"]

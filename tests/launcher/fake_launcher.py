@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from launcher.child import ChildSpec
-from launcher.launch import write_line
+from launcher.output import write_line
 from launcher.run_directory import RunDirectory
 from launcher.signals import SignalFlags
 from launcher.supervisor import WATCHED_SIGNALS, ReadyReport, Supervisor, Timeouts

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,40 @@ def test_interrupt_cancels_the_request(front: FrontUnderTest) -> None:
     command.process.send_signal(signal.SIGINT)
     assert front.engine.receive(wire.Close).requests.tolist() == [opened.request]
     code, _, errors = command.result()
-    assert code == 1
-    assert errors.splitlines() == ["pdv-client: the request was aborted"]
+    assert code == 130
+    assert errors.splitlines() == ["pdv-client: interrupted"]
+
+
+@pytest.mark.parametrize("pauses", [[0.05], [0.1], [0.2], [0.6], [0.6, 0.1]])
+def test_interrupt_at_any_time_is_one_line(pauses: list[float]) -> None:
+    command = Command("x", "--endpoint", "tcp://127.0.0.1:1")
+    for pause in pauses:
+        time.sleep(pause)
+        command.process.send_signal(signal.SIGINT)
+    code, output, errors = command.result()
+    if "launcher" not in errors and "Traceback" in errors:
+        pytest.skip("it came before Python had read any of our code")
+    assert (code, output) == (130, "")
+    assert errors.splitlines() == ["pdv-client: interrupted"]
+
+
+def test_interrupt_while_nothing_answers_ends_soon() -> None:
+    command = Command("x", "--endpoint", "tcp://127.0.0.1:1", "--timeout", "3600")
+    time.sleep(1.0)
+    command.process.send_signal(signal.SIGINT)
+    assert command.result()[0] == 130
+
+
+def test_standard_input_that_is_not_text_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.client"],
+        input=b"caf\xe9",
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == (b"pdv-client: standard input is not UTF-8 text: byte 3 cannot be read\n")
 
 
 def test_a_closed_pipe_ends_the_command(front: FrontUnderTest) -> None:
@@ -138,6 +171,10 @@ def test_a_closed_pipe_ends_the_command(front: FrontUnderTest) -> None:
         (["x", "--endpoint", "http://127.0.0.1"], 2, "--endpoint"),
         (["x", "--temperature", "11"], 2, "temperature"),
         (["x", "--top-p", "0"], 2, "top_p"),
+        (["x", "--max-tokns", "5"], 2, "No such option '--max-tokns'"),
+        (["x", "--endpoint", "tcp://127.0.0.1"], 2, "tcp://HOST:PORT"),
+        (["caf\udce9"], 2, "prompt is not valid Unicode"),
+        (["x", "--stop", "caf\udce9"], 2, "stop"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], code: int, sentence: str) -> None:

@@ -7,45 +7,36 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import psutil
 import pytest
 import zmq
 from conftest import tiny_arguments
-from server_process import ServerProcess, run_launch
+from front.front_harness import FakeClient
+from server_process import Finished, ServerProcess, run_launch
 from tiny_model import TinyPair, make_tiny_pair, write_tokenizer
 
 Start = Callable[..., ServerProcess]
 
 
-class Peer:
-    """A client in a few lines: sends maps, receives maps."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.connect(endpoint)
-
-    def send(self, kind: str, **fields: Any) -> None:
-        self.socket.send(msgpack.packb({"v": 1, "type": kind, **fields}))
+class Peer(FakeClient):
+    """A client that skips what a test does not look at."""
 
     def generate(self, name: str, **fields: Any) -> None:
         self.send("generate", **{"id": name, "prompt": "def add(", "ignore_eos": True, **fields})
 
-    def receive(self, *kinds: str, seconds: float = 30.0) -> dict[str, Any]:
+    def next_of(self, *kinds: str, seconds: float = 30.0) -> dict[str, Any]:
         """The next message of one of these types."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if self.socket.poll(int(left * 1000) + 1):
-                message: dict[str, Any] = msgpack.unpackb(self.socket.recv())
-                if message["type"] in kinds:
-                    return message
-        raise AssertionError(f"no {kinds} within {seconds} s")
+        while (message := self.receive(int(seconds * 1000)))["type"] not in kinds:
+            pass
+        return message
 
 
 @contextmanager
@@ -74,11 +65,13 @@ def test_serves_from_ready_to_sigterm(start_server: Start, tmp_path: Path) -> No
     for endpoint in (server.endpoint, server.ipc):
         with connected(endpoint) as peer:
             peer.generate("one", max_tokens=5, stream=False)
-            assert len(peer.receive("done", "error")["ids"]) == 5
+            assert len(peer.next_of("done", "error")["ids"]) == 5
     done = server.stop()
     assert done.code == 0
     first, *_ = done.messages
-    assert first.startswith(f"ready on {server.endpoint} (topology=unified, 2 processes, ")
+    assert first.startswith(
+        f"ready on {server.endpoint} and {server.ipc} (topology=unified, 2 processes, "
+    )
     assert not ready_file.exists()
     assert not server.run_dir.exists()
 
@@ -99,29 +92,38 @@ def test_two_servers_live_side_by_side(tiny_server: ServerProcess, start_server:
     assert other.stop(signal.SIGINT).code == 0
     with connected(tiny_server.endpoint) as peer:
         peer.generate("still", max_tokens=2, stream=False)
-        assert len(peer.receive("done", "error")["ids"]) == 2
+        assert len(peer.next_of("done", "error")["ids"]) == 2
 
 
 def test_sigterm_finishes_open_requests_and_refuses_new_ones(start_server: Start) -> None:
     server = start_server()
     with connected(server.endpoint) as peer:
         peer.generate("long", max_tokens=400)
-        peer.receive("tokens")
+        peer.next_of("tokens")
         server.process.send_signal(signal.SIGTERM)
         refused: dict[str, Any] | None = None
         number = 0
         while refused is None:
             peer.generate(f"late-{number}", max_tokens=1)
-            answer = peer.receive("accepted", "error", "done")
+            answer = peer.next_of("accepted", "error", "done")
             if answer["type"] == "error":
                 refused = answer
             number += 1
         assert refused["code"] == "draining"
-        while (end := peer.receive("done", "error"))["id"] != "long":
+        while (end := peer.next_of("done", "error"))["id"] != "long":
             pass
         assert (end["type"], end["finish"]) == ("done", "length")
         assert end["usage"]["completion_tokens"] == 400
     assert server.wait().code == 0
+
+
+def wait_for_message(server: ServerProcess, text: str, seconds: float = 30.0) -> None:
+    """Waits until the launcher has written the text, without moving its place in the file."""
+    deadline = time.monotonic() + seconds
+    file = server._stderr.fileno()
+    while text not in os.pread(file, 1 << 20, 0).decode():
+        assert time.monotonic() < deadline, f"{text!r} was not written within {seconds} s"
+        time.sleep(0.01)
 
 
 def test_second_signal_aborts_open_requests(start_server: Start) -> None:
@@ -130,11 +132,11 @@ def test_second_signal_aborts_open_requests(start_server: Start) -> None:
         for number in range(16):
             peer.generate(f"r{number}", max_tokens=500)
         for _ in range(16):
-            peer.receive("accepted")
+            peer.next_of("accepted")
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        wait_for_message(server, "draining")
         server.process.send_signal(signal.SIGTERM)
-        ends = {(end := peer.receive("done", "error"))["id"]: end.get("finish") for _ in range(16)}
+        ends = {(end := peer.next_of("done", "error"))["id"]: end.get("finish") for _ in range(16)}
     assert len(ends) == 16
     assert set(ends.values()) == {"abort"}
     assert server.wait().code == 0
@@ -145,10 +147,10 @@ def test_process_that_dies_ends_the_server_and_is_named(start_server: Start, vic
     server = start_server()
     with connected(server.ipc) as peer:
         peer.generate("open", max_tokens=500)
-        peer.receive("tokens")
+        peer.next_of("tokens")
         os.kill(server.pids[victim], signal.SIGKILL)
         if victim == "worker-0":
-            end = peer.receive("error", "done", seconds=5)
+            end = peer.next_of("error", "done", seconds=5)
             assert (end["type"], end["code"]) == ("error", "lane_failed")
     done = server.wait()
     assert done.code == 4
@@ -168,15 +170,48 @@ def test_killed_launcher_leaves_no_process_and_the_next_one_cleans_up(start_serv
     following.stop()
 
 
+# What goes wrong between the checks and the start is played by leaving a check out.
+
+
+def run_unchecked(check: str, *arguments: str) -> Finished:
+    """Runs ``pdv-launch`` without one of the checks of launcher/checks.py."""
+    program = (
+        "import sys, launcher.checks\n"
+        f"launcher.checks.{check} = lambda *arguments: None\n"
+        "from launcher.launch import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
 def test_checkpoint_that_only_the_worker_finds_damaged(tiny_pair: TinyPair, tmp_path: Path) -> None:
     pair = make_tiny_pair(tmp_path)
     weights = pair.draft / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    done = run_launch("--port", "0", *tiny_arguments(pair))
+    done = run_unchecked("check_weights", "--port", "0", *tiny_arguments(pair))
     assert done.code == 2
     (message,) = done.messages
     assert message.startswith("worker-0 could not start: ")
     assert "model.safetensors" in message
+    assert "Traceback" not in done.stderr
+
+
+def test_port_that_is_taken_after_the_check(tiny_pair: TinyPair) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run_unchecked("check_port", *tiny_arguments(tiny_pair), "--port", str(port))
+    assert done.code == 2, done.stderr
+    (message,) = done.messages
+    assert f"--port {port} cannot be used on 127.0.0.1: address already in use" in message
     assert "Traceback" not in done.stderr
 
 
@@ -198,7 +233,13 @@ def one_sentence(*arguments: str, **environment: str) -> str:
     [
         (["--prot", "5"], "'--port'"),
         (["--port", "99999"], "'--port': 99999 is not in the range"),
-        (["--port", "x"], "'--port': 'x' is not a valid integer"),
+        (["--port", "x"], "'--port': 'x' is not a valid integer."),
+        (["--queue-factor", "x"], "'--queue-factor': 'x' is not a valid number."),
+        (["--queue-factor", "nan"], "--queue-factor nan must be a finite number"),
+        (["--queue-factor", "inf"], "'--queue-factor'"),
+        (["--shutdown-timeout", "nan"], "--shutdown-timeout nan must be a finite number"),
+        (["--shutdown-timeout", "inf"], "--shutdown-timeout inf must be a finite number"),
+        (["--device", "cuda:99"], "--device cuda:99"),
         (["--port"], "'--port' requires an argument"),
         (["extra"], "unexpected extra argument (extra)"),
         (["--topology", "pdv"], "topology 'pdv' is not built yet; use 'unified'"),
@@ -256,6 +297,13 @@ def test_model_that_cannot_be_served_is_refused(
     else:
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
     assert message in one_sentence(*tiny_arguments(pair))
+
+
+def test_weights_that_were_cut_short_are_refused(tmp_path: Path) -> None:
+    pair = make_tiny_pair(tmp_path)
+    weights = pair.draft / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "model.safetensors is damaged or cut short" in one_sentence(*tiny_arguments(pair))
 
 
 def test_unknown_environment_variable_is_a_warning(tiny_pair: TinyPair) -> None:

@@ -9,7 +9,7 @@ import yaml
 from click.testing import CliRunner
 from server_process import run_launch
 
-from launcher.launch import make_command
+from launcher.launch_command import make_command
 from launcher.options import merge, read_config_file, settings
 from pdv_mp.config import ConfigError
 
@@ -93,7 +93,8 @@ def test_group_and_option_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ("cache: {blocksize: 1}", "unknown option 'blocksize' in 'cache'; did you mean block_size"),
         ("port: 1\nserver: {port: 2}", "option 'port' is given twice"),
         ("port: [1]", "port: expected one value"),
-        ("port: many", "port: 'many' is not a valid integer"),
+        ("port: many", "port: 'many' is not a valid integer."),
+        ("queue_factor: many", "queue_factor: 'many' is not a valid number."),
         ("port: 70000", "port: 70000 is not in the range"),
         ("kv-layout: round", "kv_layout: 'round' is not one of"),
         ("check_invariants: maybe", "'maybe' is not a valid boolean"),

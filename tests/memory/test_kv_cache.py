@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pdv_mp.memory.attention_plan import AttentionPlan
 from pdv_mp.memory.kv_cache import ContiguousKVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.model.batch import ForwardBatch
@@ -51,13 +52,7 @@ def reference(
 
 @pytest.mark.parametrize("kind", ["contiguous", "paged"])
 def test_attention_from_its_definition(kind: str) -> None:
-    cache: ContiguousKVCache | PagedKVCache
-    if kind == "contiguous":
-        cache = ContiguousKVCache(CONFIG, 6, 40, torch.float32, 16)
-    else:
-        cache = PagedKVCache(CONFIG, 18, 16, 6, 40, torch.float32, "cpu")
-        for slot in range(6):
-            cache.set_blocks(slot, [slot, 17 - slot, 6])
+    cache = make(kind)
     generator = torch.Generator().manual_seed(0)
     rows: list[dict[tuple[int, int], torch.Tensor]] = [{}, {}]
     for batch in (
@@ -75,6 +70,90 @@ def test_attention_from_its_definition(kind: str) -> None:
             rows[layer].update(zip(written, kv, strict=True))
             out = cache.attend(layer, q, plan)
             assert torch.allclose(out, reference(q, rows[layer], batch), atol=1e-5)
+
+
+def make(kind: str) -> ContiguousKVCache | PagedKVCache:
+    if kind == "contiguous":
+        return ContiguousKVCache(CONFIG, 6, 40, torch.float32, 16)
+    cache = PagedKVCache(CONFIG, 18, 16, 6, 40, torch.float32, "cpu")
+    for slot in range(6):
+        cache.set_blocks(slot, [slot, 17 - slot, 6])
+    return cache
+
+
+def assert_same(left: AttentionPlan, right: AttentionPlan) -> None:
+    def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+        if one is None or other is None:
+            return one is other
+        return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+
+    for mine, theirs in (
+        (left.write_index, right.write_index),
+        (left.write_views or (), right.write_views or ()),
+        ((left.pad, left.restore), (right.pad, right.restore)),
+        (left.groups, right.groups),
+    ):
+        assert len(mine) == len(theirs)
+    assert all(map(same, left.write_index, right.write_index))
+    assert all(map(same, left.write_views or (), right.write_views or ()))
+    assert same(left.pad, right.pad)
+    assert same(left.restore, right.restore)
+    for mine, theirs in zip(left.groups, right.groups, strict=True):
+        for name in ("lanes", "rows", "context", "first_row"):
+            assert getattr(mine, name) == getattr(theirs, name)
+        assert np.array_equal(mine.slots, theirs.slots)
+        assert [part.shape for part in mine.source] == [part.shape for part in theirs.source]
+        assert all(map(same, mine.source, theirs.source))
+        assert same(mine.mask, theirs.mask)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        [(3, 9, 1)],
+        [(1, 12, 1), (2, 12, 1)],
+        [(4, 3, 1), (2, 20, 1), (3, 14, 1)],
+        [(0, 0, 1), (1, 30, 1), (2, 7, 1), (3, 15, 1), (4, 16, 1), (5, 1, 1)],
+        [(5, 11, 2), (4, 13, 1), (3, 0, 7)],
+    ],
+)
+def test_an_advanced_plan_is_the_plan_of_the_next_batch(
+    kind: str, sequences: list[tuple[int, int, int]]
+) -> None:
+    cache = make(kind)
+    batch = batch_of(*sequences)
+    plan = cache.plan(batch)
+    ends = [(slot, start + count) for slot, start, count in sequences]
+    for step in range(9):
+        batch = batch.advance(np.arange(len(sequences)))
+        plan = cache.advance(plan, batch)
+        fresh = batch_of(*((slot, end + step, 1) for slot, end in ends))
+        assert_same(plan, cache.plan(fresh))
+        assert batch.token_ids.tolist() == list(range(len(sequences)))
+        assert torch.equal(batch.positions, fresh.positions)
+        for name in ("query_lens", "start_positions", "slots", "row_positions", "row_slots"):
+            assert np.array_equal(getattr(batch, name), getattr(fresh, name))
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_advancing_beyond_the_sequence_is_refused(kind: str) -> None:
+    cache = make(kind)
+    batch = batch_of((2, 38, 1), (1, 5, 1))
+    plan = cache.plan(batch)
+    batch = batch.advance(np.zeros(2, dtype=np.int64))
+    plan = cache.advance(plan, batch)
+    with pytest.raises(ValueError, match="position 40 lies beyond max_model_len 40"):
+        cache.advance(plan, batch.advance(np.zeros(2, dtype=np.int64)))
+
+
+def test_advancing_beyond_the_blocks_is_refused() -> None:
+    cache = PagedKVCache(CONFIG, 8, 4, 2, 16, torch.float32, "cpu")
+    cache.set_blocks(1, [3])
+    batch = batch_of((1, 3, 1))
+    plan = cache.plan(batch)
+    with pytest.raises(ValueError, match="slot 1 has no block for position 4"):
+        cache.advance(plan, batch.advance(np.zeros(1, dtype=np.int64)))
 
 
 def test_contiguous_memory_follows_what_is_written() -> None:
@@ -119,7 +198,7 @@ def test_writes_touch_only_the_rows_of_the_batch() -> None:
 
 def test_the_block_table() -> None:
     cache = PagedKVCache(CONFIG, 8, 4, 2, 16, torch.float32, "cpu")
-    assert cache.block_table.dtype == torch.int32
+    assert cache.block_table.dtype == np.int32
     assert cache.block_table.tolist() == [[8] * 4] * 2
     cache.set_blocks(1, [3, 0])
     assert cache.block_table.tolist() == [[8] * 4, [3, 0, 8, 8]]

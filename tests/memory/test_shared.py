@@ -15,7 +15,7 @@ from pdv_mp.memory.shared import SharedBuffer
 PAGE = mmap.PAGESIZE
 
 
-def test_memory_is_committed_when_written_and_given_back_by_discard() -> None:
+def test_memory_is_committed_when_touched_and_given_back_by_discard() -> None:
     buffer = SharedBuffer.create(1 << 40, "test")
     tensor = buffer.tensor()
     assert tensor.shape == (1 << 40,)
@@ -25,6 +25,7 @@ def test_memory_is_committed_when_written_and_given_back_by_discard() -> None:
     buffer.discard(11 * PAGE, 2 * PAGE)
     assert buffer.committed_bytes() == 2 * PAGE
     assert tensor[10 * PAGE : 14 * PAGE : PAGE].tolist() == [7, 0, 0, 7]
+    assert buffer.committed_bytes() == 4 * PAGE, "reads commit pages, too"
     buffer.close()
 
 

@@ -177,6 +177,43 @@ def test_random_histories_with_roll_back(llama: Model, kind: str) -> None:
 
 
 @KINDS
+def test_advancing_a_batch_gives_the_logits_of_a_new_one(llama: Model, kind: str) -> None:
+    """Bit by bit, where a new plan would keep the groups, which it nearly always does."""
+    random = np.random.default_rng(5)
+    left, right = make_cache(kind, llama.config), make_cache(kind, llama.config)
+    same = 0
+    for _ in range(25):
+        slots = random.permutation(SLOTS)[: random.integers(1, 7)]
+        lens = random.choice([1, 1, 1, 2, 3], len(slots))
+        starts = random.integers(0, 100) + random.integers(0, 30, len(slots))
+        tokens = random_tokens(llama.config, int(lens.sum()), int(random.integers(1 << 30)))
+        prefixes = [
+            (slot, 0, random_tokens(llama.config, start, start))
+            for slot, start in zip(slots.tolist(), starts.tolist(), strict=True)
+            if start
+        ]
+        for cache in (left, right):
+            llama.forward(cache, prefixes, wanted=False)
+        batch = fresh = ForwardBatch.build(tokens, lens, starts, slots, None, "cpu")
+        plan = left.plan(batch)
+        for _ in range(7):
+            logits = llama.transformer.forward(batch, left, plan)
+            expected = llama.transformer.forward(fresh, right)
+            groups = [(g.lanes, g.context) for g in right.plan(fresh).groups]
+            if groups == [(g.lanes, g.context) for g in plan.groups]:
+                assert torch.equal(logits, expected)
+                same += 1
+            else:
+                assert difference(logits, expected) < TOLERANCE
+            tokens = logits[np.cumsum(batch.query_lens) - 1].argmax(-1).numpy()
+            starts = fresh.start_positions + fresh.query_lens
+            batch = batch.advance(tokens)
+            plan = left.advance(plan, batch)
+            fresh = ForwardBatch.build(tokens, np.ones_like(slots), starts, slots, None, "cpu")
+    assert same > 150
+
+
+@KINDS
 def test_a_row_does_not_depend_on_its_company(llama: Model, kind: str) -> None:
     tokens = [random_tokens(llama.config, 30 + 11 * i, seed=i) for i in range(6)]
     cache = make_cache(kind, llama.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from speculation import reference
 
+from pdv_mp.speculation import host_noise, noise
 from pdv_mp.speculation.noise import add_gumbel_, gumbel, gumbel_at, row_keys
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -69,6 +71,45 @@ def test_one_element_at_a_time_has_the_same_bits() -> None:
         ids = torch.randint(0, vocab_size, (5, 7), generator=torch.Generator().manual_seed(1))
         picked = gumbel_at(keys_of(seeds, positions), ids)
         assert torch.equal(picked, whole.gather(1, ids))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(INT64, st.integers(0, 2**40)), min_size=1, max_size=4),
+    st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40),
+)
+def test_small_blocks_have_the_bits_of_large_ones(
+    rows: list[tuple[int, int]], ids: list[int]
+) -> None:
+    """Small blocks on a CPU are computed by numpy, large ones by torch."""
+    keys = keys_of([seed for seed, _ in rows], [position for _, position in rows])
+    tokens = torch.tensor([ids] * len(rows))
+    by_numpy = gumbel_at(keys, tokens)
+    with mock.patch.object(noise, "_SMALL", 0):
+        assert torch.equal(gumbel_at(keys, tokens), by_numpy)
+
+
+def test_millions_of_bits_of_small_blocks() -> None:
+    """Every exponent of both logarithms occurs, and the largest and smallest fractions."""
+    keys = keys_of([21] * 256, list(range(256)))
+    with mock.patch.object(noise, "_SMALL", 2**30):
+        by_numpy = gumbel(keys, 2**14)
+        added = add_gumbel_(torch.ones(256, 2**14), keys)
+    with mock.patch.object(noise, "_SMALL", 0):
+        by_torch = gumbel(keys, 2**14)
+    assert torch.equal(by_numpy, by_torch)
+    assert torch.equal(added, 1.0 + by_torch)
+
+
+def test_the_extreme_bits_of_small_blocks() -> None:
+    """Hashes chosen so that what is left of them is any power of two, one less and one more."""
+    wanted = sorted({(2**e + d) % 2**31 for e in range(32) for d in (-2, -1, 0, 1, 2)})
+    bits = torch.tensor(wanted, dtype=torch.int32)[None]
+    spare = torch.empty((3, *bits.shape), dtype=torch.int32)
+    out = spare[2].view(torch.float32)
+    noise._bits_to_gumbel(bits.clone(), spare[0], spare[1].view(torch.float32), out)
+    by_numpy = host_noise.noise_of_bits(bits.numpy().view(np.uint32).copy())
+    assert np.array_equal(by_numpy, out.numpy())
 
 
 def test_added_in_place_it_is_the_same_noise() -> None:

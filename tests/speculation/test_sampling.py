@@ -66,6 +66,14 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[SamplingParams], list[i
     return logits, params, seeds, positions
 
 
+def sample_by_full_sort(logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
+    with (
+        mock.patch.object(sampling, "_sample_nucleus", sampling._sample_ranked),
+        mock.patch.object(sampling, "_MIN_CANDIDATES", 10**6),
+    ):
+        return sample(logits, rows)
+
+
 def widened(params: SamplingParams, by: float) -> SamplingParams:
     """Truncations moved by rounding's worth: outwards for a positive ``by``."""
     top_p = params.top_p
@@ -133,14 +141,110 @@ def test_few_candidates_give_what_a_full_sort_gives(
 ) -> None:
     logits, params, seeds, positions = batch
     rows = rows_of(params, seeds, positions)
-    with mock.patch.object(sampling, "_MIN_CANDIDATES", 10**6):
-        full = sample(logits, rows)
+    full = sample_by_full_sort(logits, rows)
     with (
         mock.patch.object(sampling, "_MIN_CANDIDATES", few),
         mock.patch.object(sampling, "_MAX_CANDIDATES", 2),
         mock.patch.object(sampling, "_GROWTH", growth),
     ):
         assert torch.equal(sample(logits, rows), full)
+
+
+@st.composite
+def nucleus_batches(draw: st.DrawFn) -> tuple[torch.Tensor, SamplingRows]:
+    """Rows with top_p, flat or not, some with a top_p that is within rounding of a rank's mass."""
+    size = draw(st.integers(1, 6))
+    vocab_size = draw(st.integers(3, 100) | st.integers(3, 5000))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    spread = draw(st.sampled_from([0.0, 0.01, 0.5, 2.0, 8.0]))
+    logits = torch.randn(size, vocab_size, generator=generator) * spread
+    coarse = draw(st.sampled_from([None, 0.25, 2.0]))
+    if coarse:
+        logits = (logits / coarse).round() * coarse
+    if draw(st.booleans()):
+        forbidden = torch.rand(size, vocab_size, generator=generator) < 0.3
+        forbidden[:, draw(st.integers(0, vocab_size - 1))] = False
+        logits = logits.masked_fill(forbidden, -torch.inf)
+    seed, params = draw(st.integers(0, 2**40)), []
+    for position, row in enumerate(logits):
+        one = SamplingParams(
+            temperature=draw(st.sampled_from([1.0, 1.0, 0.7])),
+            top_p=draw(st.sampled_from([1e-9, 1e-5, 0.1, 0.5, 0.9, 0.999, 1 - 1e-7])),
+            min_p=draw(st.sampled_from([0.0, 0.0, 1e-3, 0.5])),
+        )
+        near = draw(st.sampled_from([None, "winner", "winner", "any rank"]))
+        if near:
+            free = rows_of([dataclasses.replace(one, top_p=1.0)], [seed], [position])
+            if near == "winner":
+                token = int(sample(row[None], free))
+            else:
+                token = draw(st.integers(0, vocab_size - 1))
+            best = sampling._rank(row[None], vocab_size, free)
+            above = int((best.ids[0] == token).nonzero())
+            distance = draw(st.sampled_from([0, 1e-15, 1e-8, 1e-7, 1e-6, 2e-5, 2**-15, 5e-5]))
+            top_p = float(best.z[0].double().softmax(-1)[:above].sum())
+            top_p += distance * draw(st.sampled_from([-1, 1]))
+            one = dataclasses.replace(one, top_p=min(max(top_p, 1e-12), 1.0))
+        params.append(one)
+    return logits, rows_of(params, [seed] * size, list(range(size)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(nucleus_batches(), st.sampled_from([1, 2, 4]))
+def test_rounds_give_what_a_full_sort_gives(
+    batch: tuple[torch.Tensor, SamplingRows], rounds: int
+) -> None:
+    logits, rows = batch
+    full = sample_by_full_sort(logits, rows)
+    with mock.patch.dict(sampling._ROUNDS_PER_LOOK, cpu=rounds):
+        assert torch.equal(sample(logits, rows), full)
+    alone = [sample(logits[i : i + 1], rows.select(np.array([i]))) for i in range(len(logits))]
+    assert torch.equal(torch.cat(alone), full)
+
+
+@pytest.mark.parametrize("slack", [2.0**-15, 0.05, 2.0])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_any_share_of_rows_may_be_left_to_the_ranking(spread: float, slack: float) -> None:
+    logits = torch.randn(64, 500, generator=torch.Generator().manual_seed(4)) * spread
+    params = [SamplingParams(temperature=1.0, top_p=p) for p in (1e-3, 0.05, 0.5, 0.93)] * 16
+    rows = rows_of(params, list(range(64)), list(range(64)))
+    full = sample_by_full_sort(logits, rows)
+    with (
+        mock.patch.object(sampling, "_MASS_SLACK", slack),
+        mock.patch.object(sampling, "_rank", wraps=sampling._rank) as rank,
+    ):
+        assert torch.equal(sample(logits, rows), full)
+    assert rank.called == (slack > 2.0**-15)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 100, 5000, 150_000])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 12.0])
+def test_the_mass_above_is_known_far_better_than_its_slack(vocab_size: int, spread: float) -> None:
+    """Against the ranking's own sums, at ranks all over the vocabulary."""
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(1, vocab_size, generator=generator) * spread
+    logits[:, ::2] = logits[:, ::2].bfloat16().float()
+    rows = rows_of([SamplingParams(temperature=1.0, top_p=0.9)], [0], [0])
+    probs = sampling._scaled(logits, rows).softmax(dim=-1)
+    best = sampling._rank(logits, vocab_size, rows)
+    weights = best.z.double().exp()
+    exact = (weights.cumsum(-1) - weights) / sampling._full_mass(logits, rows)
+    for rank in {0, 1, 2, *torch.linspace(0, vocab_size - 1, 40).long().tolist()}:
+        chosen = torch.zeros_like(logits)
+        chosen[0, best.ids[0, rank]] = 1.0
+        winner, above, mass = sampling._winner(logits, probs, chosen)
+        assert winner.item() == best.ids[0, rank]
+        assert above.sum() == rank
+        assert abs(mass.item() - exact[0, rank].item()) < sampling._MASS_SLACK / 8
+        assert (mass.item() == 0) == (rank == 0)
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.05, 0.5, 0.9, 0.99])
+def test_rows_with_top_p_alone_are_not_ranked(top_p: float) -> None:
+    logits = torch.randn(40, 2000, generator=torch.Generator().manual_seed(9))
+    rows = rows_of([SamplingParams(temperature=1.0, top_p=top_p)] * 40, list(range(40)), [1] * 40)
+    with mock.patch.object(sampling, "_rank", side_effect=AssertionError("not needed")):
+        sample(logits, rows)
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
@@ -157,8 +261,7 @@ def test_candidates_at_full_size(spread: float, coarse: bool) -> None:
     ]
     params = (params * 3)[:64]
     rows = rows_of(params, list(range(64)), list(range(64)))
-    with mock.patch.object(sampling, "_MIN_CANDIDATES", 10**6):
-        full = sample(logits, rows)
+    full = sample_by_full_sort(logits, rows)
     with mock.patch.object(sampling, "_rank", wraps=sampling._rank) as rank:
         assert torch.equal(sample(logits, rows), full)
     assert rank.call_args_list[0].args[1] == 65

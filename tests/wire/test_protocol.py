@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdv_mp.sampling_params import SamplingParams
-from pdv_mp.wire import protocol
-from pdv_mp.wire.protocol import ErrorCode, ProtocolError, decode_client
+from pdv_mp.wire import client_messages, protocol
+from pdv_mp.wire.client_messages import decode_client
+from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
 
 def frame(**fields: Any) -> bytes:
@@ -31,7 +32,7 @@ def generate(**fields: Any) -> bytes:
 
 
 def test_generate_with_defaults() -> None:
-    assert decode_client(generate()) == protocol.Generate(
+    assert decode_client(generate()) == client_messages.Generate(
         id="a", prompt="x", prompt_ids=None, params=SamplingParams(), stream=True, timeline=False
     )
 
@@ -69,23 +70,23 @@ def test_generate_with_everything() -> None:
         ignore_eos=True,
         speculate=False,
     )
-    assert message == protocol.Generate(
+    assert message == client_messages.Generate(
         id="a", prompt=None, prompt_ids=[1, 2], params=params, stream=False, timeline=True
     )
 
 
 def test_the_other_messages() -> None:
-    assert decode_client(frame(type="hello")) == protocol.Hello()
-    assert decode_client(frame(type="hello", client="c", token="t")) == protocol.Hello(
+    assert decode_client(frame(type="hello")) == client_messages.Hello()
+    assert decode_client(frame(type="hello", client="c", token="t")) == client_messages.Hello(
         client="c", token="t"
     )
-    assert decode_client(frame(type="cancel", id="a")) == protocol.Cancel(id="a")
-    assert decode_client(frame(type="ping", n=-3)) == protocol.Ping(n=-3)
-    assert decode_client(frame(type="info")) == protocol.Info()
-    assert decode_client(frame(type="tokenize", id="a", prompt="")) == protocol.Tokenize(
+    assert decode_client(frame(type="cancel", id="a")) == client_messages.Cancel(id="a")
+    assert decode_client(frame(type="ping", n=-3)) == client_messages.Ping(n=-3)
+    assert decode_client(frame(type="info")) == client_messages.Info()
+    assert decode_client(frame(type="tokenize", id="a", prompt="")) == client_messages.Tokenize(
         id="a", prompt=""
     )
-    assert decode_client(frame(type="detokenize", id="a", ids=[])) == protocol.Detokenize(
+    assert decode_client(frame(type="detokenize", id="a", ids=[])) == client_messages.Detokenize(
         id="a", ids=[]
     )
 
@@ -160,7 +161,7 @@ def test_a_bad_id(id: Any) -> None:
 
 
 def test_the_longest_id() -> None:
-    assert isinstance(decode_client(generate(id="x" * 128)), protocol.Generate)
+    assert isinstance(decode_client(generate(id="x" * 128)), client_messages.Generate)
 
 
 @pytest.mark.parametrize("kind", [None, "", "nonsense", 3, "x" * 1000])
@@ -184,7 +185,7 @@ def test_versions() -> None:
 def test_sizes() -> None:
     data = generate(prompt="x" * 2000)
     assert refused(data, max_message_bytes=1000).code is ErrorCode.TOO_LARGE
-    assert isinstance(decode_client(data, 3000), protocol.Generate)
+    assert isinstance(decode_client(data, 3000), client_messages.Generate)
     error = refused(generate(stop=["x"] * 17))
     assert (error.code, error.id) == (ErrorCode.TOO_LARGE, "a")
 
@@ -241,8 +242,8 @@ SPOILED = {
 
 @pytest.mark.parametrize("data", SPOILED.values(), ids=SPOILED.keys())
 def test_one_fault_spoils_a_good_message(data: bytes) -> None:
-    assert isinstance(decode_client(b"\x83" + PING), protocol.Ping)
-    assert isinstance(decode_client(b"\x84" + PING + b"\xa1x\x01"), protocol.Ping)
+    assert isinstance(decode_client(b"\x83" + PING), client_messages.Ping)
+    assert isinstance(decode_client(b"\x84" + PING + b"\xa1x\x01"), client_messages.Ping)
     assert refused(data).code is ErrorCode.BAD_REQUEST
 
 
@@ -272,7 +273,7 @@ KEYS = st.sampled_from([*protocol._DEFAULTS, "id", "prompt", "prompt_ids", "stre
 @given(st.dictionaries(KEYS, VALUES, max_size=6))
 def test_random_fields_are_taken_or_refused(fields: dict[str, Any]) -> None:
     data = msgpack.packb({"v": 1, "type": "generate", "id": "a", "prompt": "x", **fields})
-    message: protocol.ClientMessage | ProtocolError
+    message: client_messages.ClientMessage | ProtocolError
     try:
         message = decode_client(data)
     except ProtocolError as error:
@@ -280,7 +281,7 @@ def test_random_fields_are_taken_or_refused(fields: dict[str, Any]) -> None:
     if isinstance(message, ProtocolError):
         assert message.message
         assert message.id is None or isinstance(message.id, str)
-    elif isinstance(message, protocol.Generate):
+    elif isinstance(message, client_messages.Generate):
         assert (message.prompt is None) != (message.prompt_ids is None)
 
 
@@ -306,7 +307,7 @@ def test_what_a_client_builds_is_read_back(
 ) -> None:
     data = protocol.generate("id", prompt, params, stream=flags, timeline=flags)
     message = decode_client(data)
-    assert message == protocol.Generate(
+    assert message == client_messages.Generate(
         id="id",
         prompt=prompt if isinstance(prompt, str) else None,
         prompt_ids=None if isinstance(prompt, str) else prompt,

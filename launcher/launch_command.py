@@ -1,0 +1,296 @@
+"""The command ``pdv-launch``: reads the options, checks them, and runs the supervisor.
+
+Exit status: 0 stopped as asked, 1 runtime failure, 2 wrong use or configuration, 3 a process did
+not start, 4 a process died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from launcher.child import ChildSpec
+from launcher.entry import run_command
+from launcher.options import ENVIRONMENT_CONFIG, SettingOption, merge, settings
+from launcher.output import PROGRAM, say, write_line
+from launcher.run_directory import RunDirectory, sweep_stale
+from launcher.signals import SignalFlags
+from launcher.supervisor import (
+    EXIT_RUNTIME,
+    WATCHED_SIGNALS,
+    ReadyReport,
+    Supervisor,
+    Timeouts,
+)
+from pdv_mp.config import ConfigError, EngineConfig, option_groups
+from pdv_mp.model.errors import ModelError
+from pdv_mp.process import CONFIG_FILE
+from pdv_mp.topology import FRONT, topology
+
+
+class LaunchCommand(click.Command):
+    """The command with one section of help per group of options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, grouped as the configuration is."""
+        sections: dict[str, list[tuple[str, str]]] = {"Launching": []}
+        for name, group in option_groups().items():
+            summary = (group.__doc__ or "").splitlines()[0].rstrip(".")
+            sections[f"{name.capitalize()} ({summary[0].lower()}{summary[1:]})"] = []
+        titles = dict(zip(("", *option_groups()), sections, strict=True))
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                group_name = parameter.setting.group if isinstance(parameter, SettingOption) else ""
+                sections[titles[group_name]].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _launch(
+    config_file: Path | None,
+    print_config: bool,
+    ready_file: Path | None,
+    ready_fd: int | None,
+    parent_fd: int | None,
+    **options: Any,
+) -> int:
+    try:
+        return _checked_launch(config_file, print_config, ready_file, ready_fd, parent_fd, options)
+    except (ConfigError, ModelError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _checked_launch(
+    config_file: Path | None,
+    print_config: bool,
+    ready_file: Path | None,
+    ready_fd: int | None,
+    parent_fd: int | None,
+    options: dict[str, Any],
+) -> int:
+    """Raises ConfigError or ModelError for what can be known to be wrong before the start."""
+    context = click.get_current_context()
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    values = merge(given, os.environ, config_file)
+    for warning in values.warnings:
+        say(f"warning: {warning}")
+    config = values.config()
+    topology(config.topology)
+    if print_config:
+        click.echo(values.as_yaml())
+        return 0
+    for flag, fd in (("--ready-fd", ready_fd), ("--parent-fd", parent_fd)):
+        if fd is not None:
+            _check_fd(flag, fd)
+    if ready_file is not None:
+        _check_ready_file(ready_file)
+    from launcher.checks import prepare
+
+    return serve(prepare(config), ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
+
+
+def make_command() -> click.Command:
+    """The click command of ``pdv-launch``."""
+    parameters: list[click.Parameter] = [
+        *(SettingOption(setting) for setting in settings() if not setting.group),
+        click.Option(
+            ["--config", "config_file"],
+            type=click.Path(path_type=Path),
+            envvar=ENVIRONMENT_CONFIG,
+            metavar="FILE",
+            help=f"read options from a YAML file  [{ENVIRONMENT_CONFIG}]",
+        ),
+        click.Option(
+            ["--print-config"],
+            is_flag=True,
+            help="print the effective values with their sources, and exit",
+        ),
+        click.Option(
+            ["--ready-file"],
+            type=click.Path(path_type=Path),
+            metavar="PATH",
+            help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, pids; it is "
+            "removed at the end, but stays if pdv-launch itself is killed by SIGKILL",
+        ),
+        click.Option(
+            ["--ready-fd"],
+            type=click.INT,
+            metavar="N",
+            help="when ready, write the same to this open file descriptor, and close it",
+        ),
+        click.Option(["--parent-fd"], type=click.INT, hidden=True),
+        *(SettingOption(setting) for setting in settings() if setting.group),
+    ]
+    return LaunchCommand(
+        PROGRAM,
+        callback=_launch,
+        params=parameters,
+        context_settings={
+            "token_normalize_func": lambda token: token.replace("_", "-"),
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+        },
+        help="Serve a verifier and its draft model over ZeroMQ.\n\n"
+        "Every option can also be set by the environment variable shown in brackets or, by its "
+        "name, in the YAML file of --config; the command line wins over the environment, and the "
+        "environment over the file.",
+        epilog="The first SIGTERM, SIGINT or SIGHUP finishes the open requests, the second aborts "
+        "them. Exit status: 0 stopped as asked, 1 runtime failure, 2 wrong use or configuration, "
+        "3 a process did not start, 4 a process died.",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``pdv-launch``; returns the exit status."""
+    return run_command(make_command(), PROGRAM, arguments)
+
+
+def serve(
+    config: EngineConfig,
+    *,
+    ready_file: Path | None = None,
+    ready_fd: int | None = None,
+    parent_fd: int | None = None,
+) -> int:
+    """Runs the processes of a prepared configuration until they end; returns the exit status."""
+    started = time.monotonic()
+    os.umask(0o077)
+    with SignalFlags(WATCHED_SIGNALS) as signals:
+        sweep_stale()
+        run_directory = RunDirectory()
+        try:
+            return _supervise(
+                config, run_directory.path, signals, started, ready_file, ready_fd, parent_fd
+            )
+        except OSError as error:
+            say(str(error))
+            return EXIT_RUNTIME
+        finally:
+            if ready_file is not None:
+                ready_file.unlink(missing_ok=True)
+            run_directory.remove()
+
+
+def _supervise(
+    config: EngineConfig,
+    run_dir: Path,
+    signals: SignalFlags,
+    started: float,
+    ready_file: Path | None,
+    ready_fd: int | None,
+    parent_fd: int | None,
+) -> int:
+    row = topology(config.topology)
+
+    def on_ready(report: ReadyReport) -> None:
+        front = report.facts[FRONT]
+        facts = {
+            "endpoint": front["endpoint"],
+            "ipc": front["ipc"],
+            "run_dir": str(run_dir),
+            "topology": row.name,
+            "pids": {"launcher": os.getpid(), **report.pids},
+        }
+        text = json.dumps(facts, indent=2) + "\n"
+        if ready_file is not None:
+            write_whole(ready_file, text)
+        if ready_fd is not None:
+            with open(ready_fd, "w", encoding="utf-8") as pipe:
+                pipe.write(text)
+        say(
+            f"ready on {front['endpoint']} and {front['ipc']} "
+            f"(topology={row.name}, {len(report.pids)} processes, "
+            f"{time.monotonic() - started:.1f} s)"
+        )
+
+    (run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    supervisor = Supervisor(
+        run_dir,
+        [child_spec(config, name, run_dir) for name in row.process_names],
+        signals,
+        on_ready=on_ready,
+        report=write_line,
+        timeouts=Timeouts(drain=config.server.shutdown_timeout),
+        parent_fd=parent_fd,
+    )
+    return supervisor.run()
+
+
+OMP_SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")
+"""Turns that an idle kernel thread spins before it sleeps, a few hundred microseconds: long enough
+to bridge the gap between two kernels of one forward pass, short enough to leave the core to others
+between two batches."""
+
+
+def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int = 0) -> ChildSpec:
+    """The command line and the environment of one child of a prepared configuration.
+
+    Kernels' threads are bounded before Python starts: several processes that each start one thread
+    per core and spin would slow each other down by an order of magnitude.
+    """
+    threads = "1" if name == FRONT else str(config.model.threads)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": OMP_SPIN_COUNT,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",  # the models are local folders by now
+    }
+    command = [
+        sys.executable,
+        *("-m", "pdv_mp.process", name),
+        *("--run-dir", str(run_dir)),
+        *("--generation", str(generation)),
+        *("--parent-pid", str(os.getpid())),
+    ]
+    return ChildSpec(name, command, environment)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees either nothing or all of it."""
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _check_ready_file(path: Path) -> None:
+    """Removes an old one, so that nobody reads it as the new one. Raises ConfigError."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--ready-file {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise ConfigError(f"--ready-file {path} is a folder")
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--ready-file {path} cannot be written: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--ready-file {path}: the folder {path.parent} cannot be written to")
+
+
+def _check_fd(flag: str, fd: int) -> None:
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise ConfigError(f"{flag} {fd} is not an open file descriptor") from error
