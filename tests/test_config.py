@@ -108,7 +108,8 @@ def test_admission_rounds_up(seqs: int, factor: float, admitted: int) -> None:
 def test_what_the_launcher_imports_is_light() -> None:
     heavy = ["torch", "transformers", "tokenizers", "scipy"]
     code = (
-        "import json, sys, launcher.launch_command, launcher.checks, launcher.supervisor, pdv_mp.llm\n"
+        "import json, sys\n"
+        "import launcher.launch_command, launcher.checks, launcher.supervisor, pdv_mp.llm\n"
         f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
