@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from pdv_mp.wire.engine import Finish
 
 TOLERANCE = 1e-4
 """A token is right if its score is within this of the best at its position."""
+
+EQUAL_SHARE = 0.999
+"""Outputs that must be equal token for token; the rest may part ways at near-ties."""
 
 TRUNCATION_SLACK = 1e-5
 """A token at the very edge of top_p or min_p may fall on either side of it."""
@@ -197,3 +200,39 @@ def score_gap(request: Request, rows: torch.Tensor, place: int, one: int, other:
     """How far apart the scores of two tokens are at output position ``place``."""
     score = torch.maximum(scores(request, rows), scores(request, rows, TRUNCATION_SLACK))[place]
     return abs(float(score[one] - score[other]))
+
+
+def check_lossless(
+    label: str,
+    oracle: Oracle,
+    requests: Sequence[Request],
+    results: Sequence[Result],
+    plain: Sequence[Result],
+    report_line: Callable[[str], None],
+) -> None:
+    """Every token is the verifier's own; the outputs equal plain decoding's and, where greedy,
+    transformers' ``generate``, but for a share that parts ways at a near-tie."""
+    verdicts = oracle.judge(requests, results)
+    assert verdicts.wrong == []
+    greedy = [i for i, request in enumerate(requests) if request.temperature == 0]
+    asked, ours = [requests[i] for i in greedy], [results[i] for i in greedy]
+    unlike_plain = compare(oracle, requests, results, plain)
+    unlike_generate = compare(oracle, asked, ours, oracle.generate(asked))
+    for name, differences, count in (
+        ("plain decoding", unlike_plain, len(requests)),
+        ("generate()", unlike_generate, len(greedy)),
+    ):
+        for difference in differences:
+            report_line(f"{label}, against {name}: {difference}")
+        assert all(difference.is_near_tie for difference in differences)
+        assert len(differences) <= (1 - EQUAL_SHARE) * count
+    drafted = sum(result.drafted for result in results)
+    accepted = sum(result.accepted for result in results)
+    assert 0.1 < accepted / drafted < 0.95, "the pair must accept some drafts and reject others"
+    assert {result.finish for result in results} == {Finish.STOP, Finish.LENGTH}
+    report_line(
+        f"{label}: {len(requests)} requests, {verdicts.tokens} tokens all the verifier's own "
+        f"({verdicts.near_ties} near-ties); {len(unlike_plain)} outputs differ from plain "
+        f"decoding, {len(unlike_generate)} of {len(greedy)} greedy ones from generate(); "
+        f"acceptance {accepted / drafted:.2f}"
+    )
