@@ -82,6 +82,10 @@ def main(
     compiled: bool,
 ) -> None:
     """Train tokenizer, verifier and draft on the running interpreter's standard library."""
+    if not hasattr(torch.optim, "Muon"):
+        raise click.ClickException(
+            f"training needs torch 2.9 or later for its Muon optimizer, not {torch.__version__}"
+        )
     torch.set_num_threads(threads)
     chosen = fastest_precision() if precision == "auto" else precision
     recipe = Recipe()
