@@ -50,7 +50,6 @@ from pdv_mp.wire.control import (
 
 EXIT_CLEAN = 0
 EXIT_RUNTIME = 1
-EXIT_USAGE = 2
 EXIT_START_FAILED = 3
 EXIT_PROCESS_DIED = 4
 
