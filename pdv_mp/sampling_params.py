@@ -21,8 +21,9 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 or -1 means all. The order of the truncations is that
     of transformers: temperature, top_k, top_p, min_p. ``max_tokens`` None takes the default of the
-    server; ``seed`` None lets the server draw one. ``stop`` and ``stop_token_ids`` may be given as
-    lists; they are kept as tuples.
+    server; ``seed`` None lets the server draw one. ``logprobs``, ``prompt_logprobs``: how many
+    alternatives to report beside each token's own log-probability; None reports nothing. ``stop``
+    and ``stop_token_ids`` may be given as lists; they are kept as tuples.
 
     Raises ParameterError for a value of the wrong type or out of range.
     """
@@ -37,6 +38,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     speculate: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -53,6 +56,10 @@ class SamplingParams:
             _integer("seed", self.seed, -SEED_LIMIT, SEED_LIMIT)
         _boolean("ignore_eos", self.ignore_eos)
         _boolean("speculate", self.speculate)
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None:
+                _integer(name, count, 0, MAX_LOGPROBS)
         for name in ("stop", "stop_token_ids"):
             value: object = getattr(self, name)
             if isinstance(value, list):

@@ -18,9 +18,9 @@ from pdv_mp.counters import Counters
 from pdv_mp.pools import Pools
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.sequences import MAX_STOP_IDS, Phase, Sequence, SequenceTable, Slots, enter_all
-from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, Verdict
+from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, TokenLogprobs, Verdict
 from pdv_mp.timeline import Timeline, state_index
-from pdv_mp.wire.engine import Finish, Open, Tokens
+from pdv_mp.wire.engine import Finish, LogprobColumns, Open, PromptLogprobs, Tokens
 
 _WIRE = state_index("front>verify.wire")
 _DECODE = state_index("front>verify.decode")
@@ -44,7 +44,7 @@ class Cycle:
 class _Emission:
     """A message to the front, and the timelines that it is to carry by entry number."""
 
-    message: Tokens
+    message: Tokens | PromptLogprobs
     timelines: list[tuple[int, Timeline]]
 
 
@@ -143,6 +143,8 @@ class Scheduler:
             report_timeline=message.report_timeline,
             timeline=timeline,
             submitted_ns=message.stamps.decoded_ns,
+            logprobs=message.logprobs,
+            prompt_logprobs=message.prompt_logprobs,
         )
         self._by_request[sequence.request] = sequence
         refusal = self._refusal(sequence)
@@ -231,11 +233,21 @@ class Scheduler:
 
     def prefilled(self, result: Prefilled, now: int) -> None:
         """Take sequences over from the prefill stage, each with its first token."""
+        for chunk in result.prompt_logprobs:
+            rows = np.full(len(chunk.logprobs.chosen), self._table.prompt_logprobs[chunk.slot])
+            message = PromptLogprobs(
+                request=int(self._table.request[chunk.slot]),
+                start=chunk.start,
+                logprobs=_logprob_columns(chunk.logprobs, rows),
+            )
+            self._emissions.append(_Emission(message, []))
         if len(result.slots) == 0:
             return
         sequences = self.sequences(result.slots)
         zeros = np.zeros(len(result.slots), np.int64)
-        self._commit(result.slots, result.next_ids[:, None], zeros + 1, zeros, zeros)
+        self._commit(
+            result.slots, result.next_ids[:, None], zeros + 1, zeros, zeros, result.logprobs
+        )
         for sequence in sequences:
             if sequence.phase is not Phase.FINISHED:
                 sequence.phase = Phase.READY
@@ -284,7 +296,12 @@ class Scheduler:
         self._counters.drafted_tokens += int(proposal.lengths.sum())
         self._counters.accepted_tokens += int(verdict.accepted.sum())
         self._commit(
-            proposal.slots, emitted, verdict.accepted + 1, proposal.lengths, verdict.accepted
+            proposal.slots,
+            emitted,
+            verdict.accepted + 1,
+            proposal.lengths,
+            verdict.accepted,
+            verdict.logprobs,
         )
         self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
         for sequence in self.sequences(proposal.slots):
@@ -298,6 +315,7 @@ class Scheduler:
         counts: np.ndarray,
         drafted: np.ndarray,
         accepted: np.ndarray,
+        logprobs: TokenLogprobs | None,
     ) -> None:
         """Append ``emitted[b, :counts[b]]`` to every slot, cut at stops and max_len, and tell the
         front. ``emitted`` is [B, K + 1], ascending positions from the committed length on."""
@@ -337,6 +355,14 @@ class Scheduler:
             cached=np.zeros(len(slots), np.int32),
             ids=ids,
         )
+        widths = table.logprobs[slots]
+        if logprobs is not None:
+            wanted = used & (widths >= 0)[:, None]
+            some = TokenLogprobs(
+                logprobs.chosen[wanted], logprobs.top_ids[wanted], logprobs.top[wanted]
+            )
+            rows = np.broadcast_to(widths[:, None], used.shape)[wanted]
+            message.logprobs = _logprob_columns(some, rows)
         self._emissions.append(_Emission(message, self._reporting(slots)))
         for slot in slots[finish != Finish.NONE].tolist():
             sequence = self._by_slot[slot]
@@ -369,14 +395,15 @@ class Scheduler:
         timelines = [(0, sequence.timeline)] if sequence.report_timeline else []
         self._emissions.append(_Emission(tokens, timelines))
 
-    def take_emissions(self, encode_ns: int) -> list[Tokens]:
+    def take_emissions(self, encode_ns: int) -> list[Tokens | PromptLogprobs]:
         """What is to be sent to the front, timelines closed at ``encode_ns``."""
         emissions, self._emissions = self._emissions, []
         for emission in emissions:
-            emission.message.timelines = [
-                (entry, timeline.snapshot(_ENCODE, encode_ns))
-                for entry, timeline in emission.timelines
-            ]
+            if isinstance(emission.message, Tokens):
+                emission.message.timelines = [
+                    (entry, timeline.snapshot(_ENCODE, encode_ns))
+                    for entry, timeline in emission.timelines
+                ]
         return [emission.message for emission in emissions]
 
     # ------------------------------------------------------------------ checks
@@ -397,3 +424,14 @@ class Scheduler:
             raise RuntimeError(f"{self._pools.slots_in_use} slots in use, {len(owned)} owned")
         if self.num_open == 0 and self._pools.blocks_in_use:
             raise RuntimeError(f"{self._pools.blocks_in_use} blocks leaked")
+
+
+def _logprob_columns(logprobs: TokenLogprobs, widths: np.ndarray) -> LogprobColumns:
+    """The columns of R rows, each with the first ``widths[r]`` of its alternatives."""
+    used = np.arange(logprobs.top.shape[1]) < widths[:, None]
+    return LogprobColumns(
+        chosen=logprobs.chosen,
+        widths=widths.astype(np.int32),
+        top_ids=logprobs.top_ids[used],
+        top=logprobs.top[used],
+    )

@@ -46,6 +46,8 @@ class Sequence:
     report_timeline: bool
     timeline: Timeline
     submitted_ns: int
+    logprobs: int = -1
+    prompt_logprobs: int = -1
     queued_ns: int = 0
     slot: int = -1
     phase: Phase = Phase.WAITING
@@ -63,6 +65,7 @@ class SequenceTable:
     the verifier's cache holds exactly L - 1 rows (``target_len``), the draft's at most L - 1
     (``draft_len``). Rows above these lengths are stale and are overwritten before they are read.
     ``reports`` marks a slot whose timeline goes to the front with every token.
+    ``logprobs``, ``prompt_logprobs``: alternatives to report beside each token, -1 for no report.
     ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
     """
 
@@ -78,6 +81,8 @@ class SequenceTable:
         self.speculates = np.zeros(num_slots, np.bool_)
         self.reports = np.zeros(num_slots, np.bool_)
         self.closing = np.zeros(num_slots, np.bool_)
+        self.logprobs = np.full(num_slots, -1, np.int64)
+        self.prompt_logprobs = np.full(num_slots, -1, np.int64)
         self.stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)
         self.sampling = SamplingTable(num_slots)
 
@@ -100,6 +105,8 @@ class SequenceTable:
         self.speculates[slot] = sequence.params.speculate
         self.reports[slot] = sequence.report_timeline
         self.closing[slot] = False
+        self.logprobs[slot] = sequence.logprobs
+        self.prompt_logprobs[slot] = sequence.prompt_logprobs
         self.stop_ids[slot] = -1
         self.stop_ids[slot, : len(sequence.stop_ids)] = sequence.stop_ids
         self.sampling.set(slot, sequence.params, sequence.seed)

@@ -21,7 +21,7 @@ from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.stages.verify import VerifyStage
 from pdv_mp.timeline import state_index
-from pdv_mp.wire.engine import Finish, Tokens
+from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
 
 BATCHES_KEPT = 4096
 """Batches that the record holds; older ones are forgotten."""
@@ -114,7 +114,7 @@ class Worker:
             return False
         return True
 
-    def emissions(self, encode_ns: int) -> list[Tokens]:
+    def emissions(self, encode_ns: int) -> list[Tokens | PromptLogprobs]:
         """What is to be sent to the front since the last call."""
         return self.scheduler.take_emissions(encode_ns)
 

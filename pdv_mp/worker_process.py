@@ -91,8 +91,8 @@ def _serve(worker: Worker, edge: FrontEdge, control: ControlClient) -> None:
         busy = worker.step()
         if worker.scheduler.has_emissions:
             encode_ns = time.monotonic_ns()
-            for tokens in worker.emissions(encode_ns):
-                edge.send(tokens, encode_ns)
+            for message in worker.emissions(encode_ns):
+                edge.send(message, encode_ns)
         if not busy:
             poller.poll()
 

@@ -151,6 +151,8 @@ class Service:
                 speculate=params.speculate,
                 report_timeline=request.wants_timeline,
                 timeline=request.timeline.pack(),
+                logprobs=-1 if params.logprobs is None else params.logprobs,
+                prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
             )
             self._engine.send(message, now)
 

@@ -15,6 +15,29 @@ Column = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of tokens in the model's own distribution, padded.
+
+    ``chosen`` float32 [..., T]: of the tokens. ``top_ids`` int32, ``top`` float32 [..., T, W]: the
+    W most probable ids, best first, and theirs; W is the most that any request of the batch wants.
+    Rows of requests that want none hold anything.
+    """
+
+    chosen: npt.NDArray[np.float32]
+    top_ids: npt.NDArray[np.int32]
+    top: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunkLogprobs:
+    """Log-probabilities of the prompt tokens of ``slot`` from position ``start`` >= 1 on."""
+
+    slot: int
+    start: int
+    logprobs: TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillBatch:
     """Chunks of prompts: ``lengths[b]`` tokens of slot ``slots[b]`` from position ``starts[b]``.
 
@@ -29,10 +52,16 @@ class PrefillBatch:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Prompts that are in the caches, with the first token that the verifier gives each."""
+    """Prompts that are in the caches, with the first token that the verifier gives each.
+
+    ``logprobs``: of ``next_ids``, T = 1, where a request of the batch wants them.
+    ``prompt_logprobs``: of the chunks just computed, whether they end their prompts or not.
+    """
 
     slots: Column
     next_ids: Column
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[PromptChunkLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +91,10 @@ class Verdict:
     """The answer to a proposal: its first ``accepted[b]`` ids hold, then ``next_ids[b]`` follows.
 
     ``next_ids`` is the correction at the first mismatch, or the bonus token after a full match.
+    ``logprobs``: of the emitted tokens, T = K + 1, where a request of the batch wants them.
     """
 
     proposal: Proposal
     accepted: Column
     next_ids: Column
+    logprobs: TokenLogprobs | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pdv_mp.sampling_params import MAX_LOGPROBS, MAX_STOPS, ParameterError, SamplingParams
+from pdv_mp.sampling_params import MAX_STOPS, ParameterError, SamplingParams
 from pdv_mp.wire.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
     MAX_ID_CHARACTERS,
@@ -172,12 +172,6 @@ def _generate(fields: _Fields) -> Generate:
         fields.text("prompt")
     else:
         prompt_ids = fields.ids("prompt_ids")
-    for name in ("logprobs", "prompt_logprobs"):
-        value = fields.get(name)
-        if value is not None:
-            if type(value) is not int or not 0 <= value <= MAX_LOGPROBS:
-                raise fields.bad(f"{name} must be an integer between 0 and {MAX_LOGPROBS}")
-            raise fields.bad(f"{name} is not supported yet")
     stop = fields.sequence("stop")
     if len(stop) > MAX_STOPS:
         raise ProtocolError(
@@ -195,6 +189,8 @@ def _generate(fields: _Fields) -> Generate:
             stop_token_ids=fields.sequence("stop_token_ids"),
             ignore_eos=fields.get("ignore_eos", False),
             speculate=fields.get("speculate", True),
+            logprobs=fields.get("logprobs"),
+            prompt_logprobs=fields.get("prompt_logprobs"),
         )
     except ParameterError as error:
         raise fields.bad(str(error)) from error

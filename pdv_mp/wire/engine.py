@@ -22,6 +22,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+Float32Column = npt.NDArray[np.float32]
 Int32Column = npt.NDArray[np.int32]
 Int64Column = npt.NDArray[np.int64]
 
@@ -60,6 +61,8 @@ class Open:
 
     ``request``: the front's key, unique for its lifetime. ``sampling``: temperature, top_k, top_p,
     min_p, seed. ``stop_ids``: stop_token_ids, and the model's EOS ids unless ignored.
+    ``logprobs``, ``prompt_logprobs``: alternatives to report beside each token's own
+    log-probability, -1 for no report at all.
     ``timeline``: :meth:`pdv_mp.timeline.Timeline.pack` of the request so far.
     ``report_timeline``: every Tokens entry of this request carries its timeline.
     """
@@ -73,6 +76,8 @@ class Open:
     speculate: bool
     report_timeline: bool
     timeline: list[Any]
+    logprobs: int = -1
+    prompt_logprobs: int = -1
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
@@ -85,12 +90,15 @@ class Open:
             self.speculate,
             self.report_timeline,
             self.timeline,
+            self.logprobs,
+            self.prompt_logprobs,
         ]
         return fields, [np.ascontiguousarray(self.prompt_ids, np.int32)]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Open:
-        request, length, max_tokens, sampling, stop_ids, speculate, report, timeline = fields
+        request, length, max_tokens, sampling, stop_ids, speculate, report, timeline = fields[:8]
+        logprobs, prompt_logprobs = fields[8:]
         temperature, top_k, top_p, min_p, seed = sampling
         return cls(
             request=request,
@@ -101,6 +109,8 @@ class Open:
             speculate=speculate,
             report_timeline=report,
             timeline=timeline,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             stamps=stamps,
         )
 
@@ -122,6 +132,40 @@ class Close:
         return cls(requests=columns.int64(fields[0]), stamps=stamps)
 
 
+@dataclass(frozen=True, slots=True)
+class LogprobColumns:
+    """Log-probabilities of R tokens, in the model's own distribution.
+
+    ``chosen`` float32 [R]: of the tokens themselves. ``widths`` int32 [R]: how many alternatives
+    each has. ``top_ids`` int32, ``top`` float32 [sum(widths)]: the most probable ids, best first,
+    and their log-probabilities.
+    """
+
+    chosen: Float32Column
+    widths: Int32Column
+    top_ids: Int32Column
+    top: Float32Column
+
+    def columns(self) -> list[npt.NDArray[Any]]:
+        """The columns in the order in which a frame holds them."""
+        return [
+            np.ascontiguousarray(self.chosen, np.float32),
+            np.ascontiguousarray(self.widths, np.int32),
+            np.ascontiguousarray(self.top_ids, np.int32),
+            np.ascontiguousarray(self.top, np.float32),
+        ]
+
+    @classmethod
+    def take(cls, columns: _Columns, rows: int, alternatives: int) -> LogprobColumns:
+        """Cut them off a frame."""
+        return cls(
+            columns.float32(rows),
+            columns.int32(rows),
+            columns.int32(alternatives),
+            columns.float32(alternatives),
+        )
+
+
 @dataclass(slots=True, kw_only=True)
 class Tokens:
     """Scheduler to front: what one cycle emitted, one entry per request, in columns.
@@ -133,7 +177,8 @@ class Tokens:
     came from a prefix cache. ``queued_ns``: how long the request waited here for a slot and KV
     room. ``timelines``: entry number and packed timeline of the requests that
     asked for it; the timeline's last state is ``verify>front.encode`` since ``encode_ns``.
-    ``messages``: entry number and text for FAILED entries.
+    ``messages``: entry number and text for FAILED entries. ``logprobs``: of the ids of those
+    entries whose requests asked for them, in the order of the ids; None if none did.
     """
 
     kind: ClassVar[int] = 3
@@ -148,6 +193,7 @@ class Tokens:
     ids: Int32Column
     timelines: list[tuple[int, list[Any]]] = field(default_factory=list)
     messages: list[tuple[int, str]] = field(default_factory=list)
+    logprobs: LogprobColumns | None = None
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
@@ -166,11 +212,16 @@ class Tokens:
                 self.ids,
             )
         ]
-        return [len(self.requests), len(self.ids), self.timelines, self.messages], columns
+        sizes = None
+        if self.logprobs is not None:
+            sizes = [len(self.logprobs.chosen), len(self.logprobs.top)]
+            columns += self.logprobs.columns()
+        fields = [len(self.requests), len(self.ids), self.timelines, self.messages, sizes]
+        return fields, columns
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Tokens:
-        entries, num_ids, timelines, messages = fields
+        entries, num_ids, timelines, messages, sizes = fields
         return cls(
             requests=columns.int64(entries),
             queued_ns=columns.int64(entries),
@@ -183,6 +234,36 @@ class Tokens:
             ids=columns.int32(num_ids),
             timelines=[(entry, packed) for entry, packed in timelines],
             messages=[(entry, text) for entry, text in messages],
+            logprobs=None if sizes is None else LogprobColumns.take(columns, *sizes),
+            stamps=stamps,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptLogprobs:
+    """Scheduler to front: log-probabilities of a part of a request's prompt.
+
+    They belong to the prompt tokens from ``start`` on (``start`` >= 1; the first token has none).
+    All parts of a prompt come, in order, before the request's first :class:`Tokens`.
+    """
+
+    kind: ClassVar[int] = 7
+    request: int
+    start: int
+    logprobs: LogprobColumns
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
+        sizes = [len(self.logprobs.chosen), len(self.logprobs.top)]
+        return [self.request, self.start, *sizes], self.logprobs.columns()
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> PromptLogprobs:
+        request, start, rows, alternatives = fields
+        return cls(
+            request=request,
+            start=start,
+            logprobs=LogprobColumns.take(columns, rows, alternatives),
             stamps=stamps,
         )
 
@@ -242,9 +323,10 @@ class InfoReply:
         return cls(number=fields[0], info=fields[1], stamps=stamps)
 
 
-EngineMessage = Open | Close | Tokens | EngineReady | InfoRequest | InfoReply
+EngineMessage = Open | Close | Tokens | PromptLogprobs | EngineReady | InfoRequest | InfoReply
 _TYPES: dict[int, Any] = {
-    message.kind: message for message in (Open, Close, Tokens, EngineReady, InfoRequest, InfoReply)
+    message.kind: message
+    for message in (Open, Close, Tokens, PromptLogprobs, EngineReady, InfoRequest, InfoReply)
 }
 
 
@@ -257,6 +339,9 @@ class _Columns:
 
     def int32(self, length: int) -> Int32Column:
         return self._take(length, np.dtype("<i4"))
+
+    def float32(self, length: int) -> Float32Column:
+        return self._take(length, np.dtype("<f4"))
 
     def int64(self, length: int) -> Int64Column:
         return self._take(length, np.dtype("<i8"))

@@ -213,6 +213,8 @@ _DEFAULTS: dict[str, Any] = {
         "stop_token_ids",
         "ignore_eos",
         "speculate",
+        "logprobs",
+        "prompt_logprobs",
     )
 }
 

@@ -64,7 +64,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("long text", {"prompt": "x " * 200_000}, "too_large", "prompt"),
     ("max_tokens", {"prompt_ids": [1], "max_tokens": 10**9}, "too_large", "max_tokens"),
     ("stop list", {"prompt_ids": [1], "stop": ["x"] * 17}, "too_large", "stop"),
-    ("logprobs", {"prompt_ids": [1], "logprobs": 3}, "bad_request", "logprobs"),
+    ("logprobs", {"prompt_ids": [1], "logprobs": 21}, "bad_request", "logprobs"),
     ("temperature", {"prompt_ids": [1], "temperature": -1}, "bad_request", "temperature"),
 ]
 
