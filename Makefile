@@ -17,8 +17,11 @@ comma := ,
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -le 8 ] || n=8; echo $$n)
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
+# How long `make fuzz` looks for inputs that break a decoder.
+FUZZ_SECONDS ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs-check lint type models quick clean
+.PHONY: help install demo test test-slow fuzz docs-check lint type models quick acceptance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +48,9 @@ test: install ## run the tests that need neither minutes nor a GPU
 test-slow: install ## run the tests that take long
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
+fuzz: install ## fuzz the decoders of messages, guided by coverage, for FUZZ_SECONDS
+	$(RUN) tests/fuzz/fuzz_wire.py $(FUZZ_SECONDS)
+
 docs-check: install ## run every command of the README, check tables and links
 	$(PYTEST) tests/docs
 
@@ -62,6 +68,9 @@ models: install ## train the shipped model pair again (up to two hours; resumes)
 
 quick: install ## compare with transformers' generate on the shipped pair
 	$(RUN) -m bench.quick
+
+acceptance: install ## count the draft tokens that both acceptance rules keep
+	$(RUN) -m bench.acceptance --page docs/acceptance.md
 
 clean: ## remove the virtual environment, caches and built packages
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -171,9 +171,12 @@ def main(
         concurrencies = [int(part) for part in concurrency.split(",")]
     except ValueError as error:
         raise click.BadParameter(f"{concurrency!r} is not a list of numbers") from error
-    model = AutoModelForCausalLM.from_pretrained(assets.verifier_path(), dtype=torch.float32)
-    assistant = AutoModelForCausalLM.from_pretrained(assets.draft_path(), dtype=torch.float32)
-    options: dict[str, Any] = {}
+    model, assistant = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        for folder in (assets.verifier_path(), assets.draft_path())
+    )
+    # Every engine is given the same prompts, so none may keep what it computed for another.
+    options: dict[str, Any] = {"enable_prefix_caching": False}
     if num_speculative_tokens is not None:
         options["num_speculative_tokens"] = num_speculative_tokens
     with LLM(**options) as llm:

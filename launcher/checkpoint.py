@@ -16,6 +16,7 @@ from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.errors import ModelError
 from pdv_mp.model.fusion import is_derived, placements
 from pdv_mp.model.loading import weight_files
+from pdv_mp.model.shape import ModelShape
 
 MAX_HEADER_BYTES = 100_000_000
 """As in the safetensors library."""
@@ -31,12 +32,23 @@ class TensorHeader:
     shape: tuple[int, ...]
 
 
-def check_weights(folder: Path, config: ModelConfig) -> None:
-    """Compares a checkpoint's tensors with what the model needs.
+def check_weights(folder: Path, config: ModelShape) -> None:
+    """Checks a checkpoint's tensors, and compares them with what our own forward pass needs.
 
-    Raises ModelError for a file that is damaged or cut short, and for tensors that are missing,
-    unexpected, quantised or of another shape.
+    What transformers' modules need is known only to them: they compare names and shapes when they
+    load. Raises ModelError for a file that is damaged or cut short, and for tensors that are
+    missing, unexpected, quantised or of another shape.
     """
+    if isinstance(config, ModelConfig):
+        _check_tensors(folder, config)
+        return
+    for path in weight_files(folder):
+        for name, tensor in read_header(path).items():
+            if tensor.dtype.startswith(("F4", "F6", "F8")):
+                raise _quantised(path, name, tensor)
+
+
+def _check_tensors(folder: Path, config: ModelConfig) -> None:
     missing = placements(config)
     for path in weight_files(folder):
         for name, tensor in read_header(path).items():
@@ -51,12 +63,14 @@ def check_weights(folder: Path, config: ModelConfig) -> None:
                     f"{list(placement.shape)}."
                 )
             if tensor.dtype not in READABLE_TYPES:
-                raise ModelError(
-                    f"{path}: {name} is {tensor.dtype}; use a checkpoint in F32, F16 or BF16."
-                )
+                raise _quantised(path, name, tensor)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"{folder}: tensor {next(iter(missing))}{more} is missing.")
+
+
+def _quantised(path: Path, name: str, tensor: TensorHeader) -> ModelError:
+    return ModelError(f"{path}: {name} is {tensor.dtype}; use a checkpoint in F32, F16 or BF16.")
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:

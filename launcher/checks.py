@@ -6,9 +6,10 @@ Nothing here imports torch: a mistake on the command line is answered at once.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
+import errno
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,12 @@ import psutil
 from launcher.checkpoint import check_weights
 from launcher.devices import check_device
 from pdv_mp.assets import draft_path, verifier_path
-from pdv_mp.config import ConfigError, EngineConfig, ModelOptions
-from pdv_mp.model.architecture import ModelConfig
+from pdv_mp.binding import check_exposure, resolve_host
+from pdv_mp.config import ConfigError, EngineConfig, ModelOptions, ServerOptions
+from pdv_mp.model.implementation import read_model
 from pdv_mp.model.loading import check_pair, resolve_model
+from pdv_mp.model.shape import ModelShape
+from pdv_mp.token_file import read_token, token_path
 from pdv_mp.topology import topology
 
 NO_DRAFT = "none"
@@ -34,14 +38,11 @@ def prepare(config: EngineConfig) -> EngineConfig:
     ``served_model_name`` set. Raises ConfigError or ModelError, one sentence each.
     """
     topology(config.topology)
-    host = check_host(config.server.host)
-    if config.server.port:
-        check_port(host, config.server.port)
-    server = dataclasses.replace(config.server, host=host)
+    server = _checked_server(config.server)
     model = _resolve(config.model)
     check_device(model.device)
     folders = _folders(model)
-    shapes = [ModelConfig.from_folder(folder) for folder in folders]
+    shapes = [read_model(folder, model.model_impl) for folder in folders]
     for shape in shapes:
         if model.max_model_len is not None:
             shape.check_max_model_len(model.max_model_len)
@@ -56,36 +57,39 @@ def prepare(config: EngineConfig) -> EngineConfig:
     return config
 
 
-def check_host(host: str) -> str:
-    """The address to bind for ``--host``. Raises ConfigError for one that is not loopback."""
-    if host == "localhost":
-        return "127.0.0.1"
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError as error:
-        raise ConfigError(f"--host {host!r} is not an IP address; use 127.0.0.1") from error
-    if not address.is_loopback or address.version != 4:
-        raise ConfigError(
-            f"--host {host} is refused: other machines could connect, and clients cannot be asked "
-            "for a token yet; use 127.0.0.1"
-            if not address.is_loopback
-            else f"--host {host} is refused: only IPv4 is served; use 127.0.0.1"
-        )
-    return str(address)
+def _checked_server(server: ServerOptions) -> ServerOptions:
+    """The same options with an IP address as ``host`` and an absolute ``token_file``."""
+    token_file = None if server.token_file is None else token_path(server.token_file)
+    server = dataclasses.replace(
+        server,
+        host=resolve_host(server.host),
+        token_file=None if token_file is None else str(token_file),
+    )
+    check_exposure(server)
+    if token_file is not None:
+        read_token(token_file)
+    check_port(server.host, server.port)
+    return server
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if another program listens on the port, or it may not be bound."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ConfigError(
-                f"--port {port} cannot be used on {host}: {reason}; "
-                "choose another, or 0 for a free one"
-            ) from error
+    """Raises ConfigError if the IP address and port cannot be listened on."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            raise ConfigError(f"--host {host} is refused: this machine has no IPv6") from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host} is not an address of this machine") from error
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"--port {port} cannot be used on {host}: {reason}; choose another, or 0 for a free one"
+        ) from error
 
 
 def default_threads() -> int:
@@ -124,7 +128,7 @@ def _folders(options: ModelOptions) -> list[Path]:
     return [Path(name) for name in (options.model, options.draft_model) if name is not None]
 
 
-def _check_kv_budget(config: EngineConfig, shapes: list[ModelConfig], longest: int) -> None:
+def _check_kv_budget(config: EngineConfig, shapes: Sequence[ModelShape], longest: int) -> None:
     budget = config.cache.kv_cache_memory
     if budget is None:
         return

@@ -20,13 +20,19 @@ from pdv_mp.client import (
     ServerError,
     ServerUnreachable,
     Stream,
+    TokenLogprob,
 )
 from pdv_mp.client_options import DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT, OnMessage
+from pdv_mp.config import ConfigError
 from pdv_mp.sampling_params import ParameterError, SamplingParams
 from pdv_mp.timeline import orchestration_share
+from pdv_mp.token_file import read_token, token_path
 from pdv_mp.wire.protocol import ProtocolError
 
 PROGRAM = "pdv-client"
+
+MISTAKES = ("bad_request", "too_large", "context_length_exceeded", "unauthenticated")
+"""Codes of errors that the user can mend."""
 
 CANCEL_SECONDS = 1.0
 """How long Ctrl-C waits for the end of the request."""
@@ -40,6 +46,12 @@ CANCEL_SECONDS = 1.0
     show_default=True,
     help="the server's tcp:// or ipc:// endpoint",
 )
+@click.option(
+    "--token-file",
+    envvar="PDV_TOKEN_FILE",
+    metavar="PATH",
+    help="file with the token that the server asks for  [PDV_TOKEN_FILE]",
+)
 @click.option("--max-tokens", type=int, help="most tokens to generate (default: the server's)")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy")
 @click.option("--top-k", type=int, default=0, show_default=True, help="0 means all")
@@ -49,6 +61,11 @@ CANCEL_SECONDS = 1.0
 @click.option("--stop", multiple=True, help="text that ends the output; may be repeated")
 @click.option("--no-speculate", is_flag=True, help="decode with the verifier alone")
 @click.option("--ignore-eos", is_flag=True, help="go on after an end-of-text token")
+@click.option(
+    "--logprobs",
+    type=int,
+    help="print each token's log-probability after the text, with that many alternatives (0 to 20)",
+)
 @click.option("--timeline", is_flag=True, help="show where the request's time went")
 @click.option("--json", "raw", is_flag=True, help="print the server's messages, one a line")
 @click.option("--verbose", is_flag=True, help="print a summary to standard error")
@@ -63,6 +80,7 @@ CANCEL_SECONDS = 1.0
 def command(
     prompt: str | None,
     endpoint: str,
+    token_file: str | None,
     max_tokens: int | None,
     temperature: float,
     top_k: int,
@@ -72,6 +90,7 @@ def command(
     stop: tuple[str, ...],
     no_speculate: bool,
     ignore_eos: bool,
+    logprobs: int | None,
     timeline: bool,
     raw: bool,
     verbose: bool,
@@ -84,6 +103,7 @@ def command(
     """
     if not endpoint.startswith(("tcp://", "ipc://")):
         raise click.UsageError(f"--endpoint {endpoint!r} must begin with tcp:// or ipc://")
+    token = None if token_file is None else _read_token(token_file)
     if prompt is None:
         prompt = _standard_input()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -99,13 +119,14 @@ def command(
             stop=stop,
             ignore_eos=ignore_eos,
             speculate=not no_speculate,
+            logprobs=logprobs,
         )
-        with _connect(endpoint, timeout, _print_raw if raw else None) as client:
+        with _connect(endpoint, timeout, _print_raw if raw else None, token) as client:
             completion = _stream(client, prompt, params, timeline, quiet=raw)
     except ParameterError as error:
         raise click.UsageError(str(error)) from error
     except ServerError as error:
-        mistake = error.code in ("bad_request", "too_large", "context_length_exceeded")
+        mistake = error.code in MISTAKES
         kind = click.UsageError if mistake else click.ClickException
         raise kind(error.message) from error
     except (ServerUnreachable, ProtocolError) as error:
@@ -132,9 +153,18 @@ def _standard_input() -> str:
         ) from error
 
 
-def _connect(endpoint: str, timeout: float, on_message: OnMessage | None) -> Client:
+def _read_token(file: str) -> str:
     try:
-        return Client(endpoint, timeout=timeout, on_message=on_message)
+        return read_token(token_path(file))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _connect(
+    endpoint: str, timeout: float, on_message: OnMessage | None, token: str | None
+) -> Client:
+    try:
+        return Client(endpoint, timeout=timeout, on_message=on_message, token=token)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -154,8 +184,23 @@ def _stream(
         completion = stream.result()
     if not quiet:
         sys.stdout.write("\n")
+        _print_logprobs(client, completion.logprobs or [])
         sys.stdout.flush()
     return completion
+
+
+def _print_logprobs(client: Client, logprobs: list[TokenLogprob]) -> None:
+    """One line per token: its log-probability and text, then the alternatives'."""
+    texts: dict[int, str] = {}
+
+    def shown(id: int, logprob: float) -> str:
+        if id not in texts:
+            texts[id] = json.dumps(client.detokenize([id]) or f"<{id}>", ensure_ascii=False)
+        return f"{logprob:9.4f} {texts[id]}"
+
+    for entry in logprobs:
+        pairs = [(entry.id, entry.logprob), *entry.top]
+        sys.stdout.write("  ".join(f"{shown(*pair):<24}" for pair in pairs).rstrip() + "\n")
 
 
 def _end(stream: Stream) -> None:

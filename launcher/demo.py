@@ -108,13 +108,14 @@ def report(passes: dict[str, list[Answer]]) -> str:
 @click.command(help="Starts a server, answers three prompts with and without speculation, stops.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(1, 1024))
 def main(tokens: int) -> None:
-    print("$ pdv-launch --topology unified", flush=True)
+    # Both passes have the same prompts, so none may keep what it computed for the other.
+    print("$ pdv-launch --topology unified --no-enable-prefix-caching", flush=True)
     started = time.perf_counter()
     try:
-        llm = LLM(topology="unified")
+        llm = LLM(topology="unified", enable_prefix_caching=False)
     except LaunchError as error:
         raise click.ClickException(str(error)) from error
-    with llm, Client(llm.ipc) as client:
+    with llm, Client(llm.ipc, token=llm.token) as client:
         processes = ", ".join(f"{name} {pid}" for name, pid in llm.pids.items())
         print(f"ready in {time.perf_counter() - started:.1f} s: {processes}\n")
         prompts = held_out_prompts()

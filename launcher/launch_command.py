@@ -22,6 +22,7 @@ from launcher.child import ChildSpec
 from launcher.entry import run_command
 from launcher.options import ENVIRONMENT_CONFIG, SettingOption, merge, settings
 from launcher.output import PROGRAM, say, write_line
+from launcher.restarts import RestartPolicy
 from launcher.run_directory import RunDirectory, sweep_stale
 from launcher.signals import SignalFlags
 from launcher.supervisor import (
@@ -31,6 +32,7 @@ from launcher.supervisor import (
     Supervisor,
     Timeouts,
 )
+from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
 from pdv_mp.process import CONFIG_FILE
@@ -101,7 +103,11 @@ def _checked_launch(
         _check_ready_file(ready_file)
     from launcher.checks import prepare
 
-    return serve(prepare(config), ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
+    config = prepare(config)
+    server = config.server
+    if server.token_file is None and not is_loopback(server.host):
+        say(f"warning: --insecure: whoever can reach {server.host} may use this server")
+    return serve(config, ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
 
 
 def make_command() -> click.Command:
@@ -124,8 +130,9 @@ def make_command() -> click.Command:
             ["--ready-file"],
             type=click.Path(path_type=Path),
             metavar="PATH",
-            help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, pids; it is "
-            "removed at the end, but stays if pdv-launch itself is killed by SIGKILL",
+            help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, token_file, "
+            "pids; it is written anew when a process was restarted, and removed at the end, but "
+            "stays if pdv-launch itself is killed by SIGKILL",
         ),
         click.Option(
             ["--ready-fd"],
@@ -197,16 +204,21 @@ def _supervise(
 ) -> int:
     row = topology(config.topology)
 
-    def on_ready(report: ReadyReport) -> None:
+    def describe(report: ReadyReport) -> str:
         front = report.facts[FRONT]
         facts = {
             "endpoint": front["endpoint"],
             "ipc": front["ipc"],
             "run_dir": str(run_dir),
             "topology": row.name,
+            "token_file": config.server.token_file,
             "pids": {"launcher": os.getpid(), **report.pids},
         }
-        text = json.dumps(facts, indent=2) + "\n"
+        return json.dumps(facts, indent=2) + "\n"
+
+    def on_ready(report: ReadyReport) -> None:
+        front = report.facts[FRONT]
+        text = describe(report)
         if ready_file is not None:
             write_whole(ready_file, text)
         if ready_fd is not None:
@@ -218,14 +230,26 @@ def _supervise(
             f"{time.monotonic() - started:.1f} s)"
         )
 
+    def on_restarted(report: ReadyReport) -> None:
+        if ready_file is not None:
+            try:
+                write_whole(ready_file, describe(report))
+            except OSError as error:
+                say(f"--ready-file {ready_file} keeps an old process id: {error.strerror}")
+
     (run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     supervisor = Supervisor(
         run_dir,
-        [child_spec(config, name, run_dir) for name in row.process_names],
+        row.process_names,
+        lambda name, generation: child_spec(config, name, run_dir, generation),
         signals,
         on_ready=on_ready,
+        on_restarted=on_restarted,
         report=write_line,
         timeouts=Timeouts(drain=config.server.shutdown_timeout),
+        restarts=RestartPolicy(
+            max_restarts=config.server.max_restarts, window=config.server.restart_window
+        ),
         parent_fd=parent_fd,
     )
     return supervisor.run()
@@ -237,7 +261,7 @@ to bridge the gap between two kernels of one forward pass, short enough to leave
 between two batches."""
 
 
-def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int = 0) -> ChildSpec:
+def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int) -> ChildSpec:
     """The command line and the environment of one child of a prepared configuration.
 
     Kernels' threads are bounded before Python starts: several processes that each start one thread

@@ -19,7 +19,7 @@ LOCK_FILE = "lock"
 MAX_SOCKET_PATH = 107
 """Bytes that the kernel allows for the path of a socket."""
 
-_LONGEST_NAME = "/engine-000"
+_LONGEST_NAME = "/engine-0.4294967295"
 
 
 class RunDirectory:

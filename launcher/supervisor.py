@@ -5,6 +5,10 @@
         |          +-----------+-----------+-> LOSING |   a worker died: the front tells its clients
         +-----------------------------------------+---+   a child failed, or a signal came early
 
+A worker that dies in SERVING or DRAINING is started again under the next generation, as often as
+its budget allows (launcher/restarts.py); the phase stays. Only a death beyond that budget, a worker
+that cannot start again, or the death of the front ends the server.
+
 Every phase but SERVING has a deadline, and what has not ended at the last one is killed. The first
 SIGTERM, SIGINT or SIGHUP drains, the second aborts, a third kills.
 """
@@ -25,8 +29,10 @@ import zmq
 
 from launcher.child import Child, ChildSpec
 from launcher.output import PREFIX
+from launcher.restarts import Restart, RestartBudget, RestartPolicy
 from launcher.signals import SignalFlags
-from pdv_mp.control import control_endpoint
+from pdv_mp.binding import bind_ipc
+from pdv_mp.control import CONTROL_SOCKET
 from pdv_mp.process import SUPERVISED_SIGNALS
 from pdv_mp.topology import FRONT
 from pdv_mp.wire.control import (
@@ -42,6 +48,7 @@ from pdv_mp.wire.control import (
     Progress,
     Ready,
     Received,
+    Restarting,
     Stop,
     SupervisorMessage,
     decode_control,
@@ -100,10 +107,12 @@ class ReadyReport:
 
 
 class Supervisor:
-    """Runs the given children until they have ended; use :meth:`run` once, in the main thread.
+    """Runs the named children until they have ended; use :meth:`run` once, in the main thread.
 
+    ``specify`` says what to start for a name and a generation, which is 0 at first.
     ``signals`` must be entered and include :data:`WATCHED_SIGNALS`.
-    ``on_ready`` is called when every child is ready. ``report`` is given each line that a user
+    ``on_ready`` is called when every child is ready, ``on_restarted`` when one that had died is
+    ready again. ``report`` is given each line that a user
     should see: the children's output, with their names before it, and our own messages.
     ``parent_fd``, if given, is the reading end of a pipe: when its other end is closed, the server
     is aborted.
@@ -112,18 +121,23 @@ class Supervisor:
     def __init__(
         self,
         run_dir: Path,
-        children: Sequence[ChildSpec],
+        names: Sequence[str],
+        specify: Callable[[str, int], ChildSpec],
         signals: SignalFlags,
         *,
         on_ready: Callable[[ReadyReport], None],
+        on_restarted: Callable[[ReadyReport], None] | None = None,
         report: Callable[[str], None],
         timeouts: Timeouts | None = None,
+        restarts: RestartPolicy | None = None,
         parent_fd: int | None = None,
     ) -> None:
         self._run_dir = run_dir
-        self._specs = children
+        self._names = names
+        self._specify = specify
         self._signals = signals
         self._on_ready = on_ready
+        self._on_restarted = on_restarted
         self._report = report
         self._timeouts = timeouts or Timeouts()
         self._parent_fd = parent_fd
@@ -136,6 +150,9 @@ class Supervisor:
         self._progress = "starting"
         self._children: dict[str, Child] = {}
         self._facts: dict[str, dict[str, Any]] = {}
+        self._policy = restarts or RestartPolicy()
+        self._budgets = {name: RestartBudget(self._policy) for name in names if name != FRONT}
+        self._restarts: dict[str, Restart] = {}
 
     def run(self) -> int:
         """Starts, serves and stops; returns the exit code. No child is left when it returns."""
@@ -148,7 +165,7 @@ class Supervisor:
         self._control = control
         self._poller = zmq.Poller()
         try:
-            control.bind(control_endpoint(self._run_dir))
+            bind_ipc(control, self._run_dir / CONTROL_SOCKET)
             self._poller.register(control, zmq.POLLIN)
             self._poller.register(self._signals.fd, zmq.POLLIN)
             if self._parent_fd is not None:
@@ -170,21 +187,31 @@ class Supervisor:
 
     def _start_children(self) -> None:
         self._enter(Phase.STARTING, self._timeouts.start)
-        for spec in self._specs:
+        for name in self._names:
             try:
-                child = Child(spec)
+                self._start(name, 0)
             except OSError as error:
-                self._fail(EXIT_START_FAILED, f"{spec.name} could not be started: {error}")
+                self._fail(EXIT_START_FAILED, f"{name} could not be started: {error}")
                 return
-            self._children[spec.name] = child
-            self._poller.register(child.output_fd, zmq.POLLIN)
+
+    def _start(self, name: str, generation: int) -> None:
+        """Starts a process in a role, in the place of the one that had it. Raises OSError."""
+        child = Child(self._specify(name, generation))
+        previous = self._children.get(name)
+        if previous is not None:
+            if previous.output_fd in self._poller:  # something that it started still writes
+                self._poller.unregister(previous.output_fd)
+            previous.close()
+        self._children[name] = child
+        self._poller.register(child.output_fd, zmq.POLLIN)
 
     def _finished(self) -> bool:
         return self._over or not any(child.alive for child in self._children.values())
 
     def _turn(self) -> None:
         """Waits for the next thing to happen, and deals with it."""
-        left = self._deadline - time.monotonic()
+        deadlines = (self._deadline, *(restart.deadline for restart in self._restarts.values()))
+        left = min(deadlines) - time.monotonic()
         timeout = None if math.isinf(left) else max(0, math.ceil(left * 1000))
         events = dict(self._poller.poll(timeout))
         for child in self._children.values():
@@ -199,7 +226,11 @@ class Supervisor:
         for child in self._children.values():
             if child.alive and child.poll():
                 self._child_ended(child)
-        if time.monotonic() >= self._deadline:
+        now = time.monotonic()
+        for restart in list(self._restarts.values()):
+            if now >= restart.deadline:
+                self._restart_is_due(restart)
+        if now >= self._deadline:
             self._on_deadline()
 
     # What children say
@@ -236,7 +267,10 @@ class Supervisor:
             self._child_ready(child, message.facts)
         elif isinstance(message, Failed):
             self._send(child, Received())
-            self._fail(message.exit_code, f"{child.name} could not start: {message.message}")
+            if child.name in self._restarts:
+                self._lose(child.name, f"{child.name} could not start again: {message.message}")
+            elif self._phase is not Phase.LOSING:
+                self._fail(message.exit_code, f"{child.name} could not start: {message.message}")
         elif isinstance(message, Drained):
             if self._phase in (Phase.DRAINING, Phase.ABORTING, Phase.LOSING):
                 self._stop()
@@ -248,21 +282,35 @@ class Supervisor:
             raise ControlError(f"{child.name} sent a {type(message).__name__} message")
 
     def _progressed(self, child: Child, text: str) -> None:
+        if not child.alive:  # its last words may arrive when its end has been noticed already
+            return
         if self._phase is Phase.STARTING:
             self._progress = f"{child.name}: {text}"
             self._enter(Phase.STARTING, self._timeouts.start)
+        elif child.name in self._restarts:
+            self._restarts[child.name].deadline = time.monotonic() + self._timeouts.start
 
     def _child_ready(self, child: Child, facts: dict[str, Any]) -> None:
+        if not child.alive:
+            return
         child.ready = True
         self._facts[child.name] = facts
         self._progressed(child, "ready")
         if self._phase is Phase.STARTING and all(c.ready for c in self._children.values()):
             self._enter(Phase.SERVING, math.inf)
-            pids = {name: c.pid for name, c in self._children.items()}
             try:
-                self._on_ready(ReadyReport(self._facts, pids))
+                self._on_ready(self._ready_report())
             except OSError as error:
                 self._fail(EXIT_START_FAILED, f"cannot say that the server is ready: {error}")
+        elif child.name in self._restarts:
+            restart = self._restarts.pop(child.name)
+            self._say(f"{child.name} serves again after {time.monotonic() - restart.died:.1f} s")
+            if self._on_restarted is not None:
+                self._on_restarted(self._ready_report())
+
+    def _ready_report(self) -> ReadyReport:
+        pids = {name: child.pid for name, child in self._children.items()}
+        return ReadyReport(self._facts, pids)
 
     def _forward_output(self, child: Child) -> None:
         lines, closed = child.read_lines()
@@ -315,19 +363,61 @@ class Supervisor:
             return
         tail = "".join(f"\n  {line}" for line in child.tail)
         ending = f"; the last that it wrote:{tail}" if tail else ""
+        what = f"{child.name} {child.describe_exit()}"
+        if not child.ready:
+            what += " before it was ready"
         if self._phase is Phase.STARTING:
-            message = f"{child.name} {child.describe_exit()} before it was ready{ending}"
-            self._fail(EXIT_START_FAILED, message)
+            self._fail(EXIT_START_FAILED, what + ending)
+        elif child.name == FRONT or not self._children[FRONT].alive:
+            self._fail(EXIT_PROCESS_DIED, what + ending)
+        elif self._phase in (Phase.SERVING, Phase.DRAINING):
+            self._restart_or_lose(child.name, what, ending)
+        elif self._phase is Phase.ABORTING:
+            self._lose(child.name, what + ending)
+
+    # Workers that died
+
+    def _restart_or_lose(self, name: str, what: str, ending: str) -> None:
+        budget, now = self._budgets[name], time.monotonic()
+        delay = budget.death(now)
+        most, seconds = self._policy.max_restarts, self._policy.window
+        if delay is None:
+            if most:
+                what += f", after {most} restarts within {seconds:g} s"
+            self._lose(name, what + ending)
             return
-        self._outcome = self._outcome or (
-            EXIT_PROCESS_DIED,
-            f"{child.name} {child.describe_exit()}{ending}",
-        )
-        if child.name == FRONT or not self._children[FRONT].alive:
-            self._stop()
-        else:
-            self._enter(Phase.LOSING, self._timeouts.lost)
-            self._send(self._children[FRONT], Lost(child.name))
+        when = f"in {delay:g} s" if delay else "now"
+        count = f"restart {budget.restarts} of at most {most} within {seconds:g} s"
+        self._say(f"{what}; it is started again {when} ({count}){ending}")
+        # At once, so that the front waits for nothing from the dead process.
+        self._send(self._children[FRONT], Restarting(name, budget.generation, budget.left))
+        died = self._restarts[name].died if name in self._restarts else now
+        self._restarts[name] = Restart(name, died, now + delay)
+        if not delay:
+            self._restart_is_due(self._restarts[name])
+
+    def _restart_is_due(self, restart: Restart) -> None:
+        """Its back-off is over, or it has been starting for too long."""
+        name = restart.name
+        if restart.started:
+            self._children[name].kill()
+            seconds = f"{self._timeouts.start:g} s"
+            self._lose(name, f"{name} showed no progress for {seconds} of starting again")
+            return
+        try:
+            self._start(name, self._budgets[name].generation)
+        except OSError as error:
+            self._lose(name, f"{name} could not be started again: {error}")
+            return
+        restart.started = True
+        restart.deadline = time.monotonic() + self._timeouts.start
+
+    def _lose(self, name: str, message: str) -> None:
+        """A worker is gone for good: the front tells its clients, then everything ends."""
+        self._outcome = self._outcome or (EXIT_PROCESS_DIED, message)
+        self._restarts.clear()
+        self._enter(Phase.LOSING, self._timeouts.lost)
+        self._send(self._children[FRONT], Lost(name))
 
     def _on_deadline(self) -> None:
         if self._phase is Phase.STARTING:
@@ -366,6 +456,11 @@ class Supervisor:
         self._stop()
 
     def _stop(self) -> None:
+        self._restarts.clear()
+        if self._phase is not Phase.STARTING:
+            for child in self._children.values():
+                if not child.ready:  # starting again, and too busy to listen; nothing is lost
+                    child.kill()
         hurried = self._early_stop or self._outcome is not None
         self._enter(Phase.STOPPING, self._timeouts.failed_stop if hurried else self._timeouts.stop)
         for child in self._children.values():

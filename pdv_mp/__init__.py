@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdv_mp.async_client import AsyncClient
-    from pdv_mp.client import Client, Completion
+    from pdv_mp.client import Client, Completion, TokenLogprob
     from pdv_mp.llm import LLM
     from pdv_mp.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncClient", "Client", "Completion", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncClient",
+    "Client",
+    "Completion",
+    "SamplingParams",
+    "TokenLogprob",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": "pdv_mp.llm",
@@ -24,6 +32,7 @@ _HOMES = {
     "Client": "pdv_mp.client",
     "Completion": "pdv_mp.client",
     "SamplingParams": "pdv_mp.sampling_params",
+    "TokenLogprob": "pdv_mp.client",
 }
 
 

@@ -28,6 +28,7 @@ from pdv_mp.client_core import (
 from pdv_mp.client_options import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_ENDPOINT,
+    DEFAULT_QUEUE_TIMEOUT,
     DEFAULT_TIMEOUT,
     OnMessage,
     Prompt,
@@ -99,9 +100,9 @@ class AsyncStream(AsyncIterator[Chunk]):
 class AsyncClient:
     """The asyncio client; any number of tasks of one event loop may use it at once.
 
-    ``timeout``, ``connect_timeout`` and ``on_message`` as for ``Client``. A task that is cancelled
-    while it waits for a whole result cancels the request too. The first call raises ValueError for
-    an endpoint that cannot be connected to.
+    ``timeout``, ``connect_timeout``, ``on_message``, ``token`` and ``queue_timeout`` as for
+    ``Client``. A task that is cancelled while it waits for a whole result cancels the request too. The first call raises
+    ValueError for an endpoint that cannot be connected to.
 
     One background task reads the socket, and sends what did not leave at once.
     """
@@ -113,9 +114,13 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         on_message: OnMessage | None = None,
+        token: str | None = None,
+        queue_timeout: float = DEFAULT_QUEUE_TIMEOUT,
     ) -> None:
         self.endpoint = endpoint
-        self._core = ClientCore(endpoint, timeout, connect_timeout, on_message)
+        self._core = ClientCore(
+            endpoint, timeout, connect_timeout, on_message, token, queue_timeout
+        )
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._plain: zmq.Socket[bytes] | None = None  # the same one, for calls that never wait
@@ -165,7 +170,7 @@ class AsyncClient:
 
     async def hello(self) -> dict[str, Any]:
         """The server's ``welcome``: model, vocabulary, limits."""
-        return await self._ask("hello", client="pdv_mp")
+        return await self._ask("hello")
 
     async def ping(self) -> float:
         """Round-trip time to the server in seconds."""
@@ -279,7 +284,7 @@ class AsyncClient:
                 if self._core.wants_new_socket:
                     self._open_socket()
                 flushed = self._flush()
-                seconds = self._core.seconds_to_tick()
+                seconds = self._core.seconds_to_tick(time.monotonic())
                 if seconds is None and flushed:
                     self._work.clear()
                     await self._work.wait()

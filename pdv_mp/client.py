@@ -27,10 +27,12 @@ from pdv_mp.client_core import (
     Generation,
     ServerError,
     ServerUnreachable,
+    TokenLogprob,
 )
 from pdv_mp.client_options import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_ENDPOINT,
+    DEFAULT_QUEUE_TIMEOUT,
     DEFAULT_TIMEOUT,
     OnMessage,
     Prompt,
@@ -51,6 +53,7 @@ __all__ = [
     "ServerError",
     "ServerUnreachable",
     "Stream",
+    "TokenLogprob",
 ]
 
 
@@ -109,10 +112,12 @@ class Client:
 
     ``timeout``: seconds without any message from the server, while something is open, after which
     ServerUnreachable is raised; ``connect_timeout`` is the same for a server that was never heard.
-    ``on_message`` is called with every message as it arrives. Nothing is sent before the first
-    call.
+    ``on_message`` is called with every message as it arrives. ``token`` is the one that the server
+    asks for, if it does. A request that the server refuses with ``queue_full`` is sent again when
+    the server says, for ``queue_timeout`` seconds; with 0 it raises its ServerError at once.
+    Nothing is sent before the first call.
 
-    Raises ValueError for an endpoint that cannot be connected to.
+    Raises ValueError for an endpoint that cannot be connected to, and for an empty token.
     """
 
     def __init__(
@@ -122,9 +127,13 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         on_message: OnMessage | None = None,
+        token: str | None = None,
+        queue_timeout: float = DEFAULT_QUEUE_TIMEOUT,
     ) -> None:
         self.endpoint = endpoint
-        self._core = ClientCore(endpoint, timeout, connect_timeout, on_message)
+        self._core = ClientCore(
+            endpoint, timeout, connect_timeout, on_message, token, queue_timeout
+        )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._submitted: dict[str, Generation] = {}
@@ -198,7 +207,7 @@ class Client:
 
     def hello(self) -> dict[str, Any]:
         """The server's ``welcome``: model, vocabulary, limits."""
-        return self._ask("hello", client="pdv_mp")
+        return self._ask("hello")
 
     def ping(self) -> float:
         """Round-trip time to the server in seconds."""
@@ -275,7 +284,7 @@ class Client:
         """One turn: send, wait for a message or the next tick, take in all that has arrived."""
         events = zmq.POLLIN if self._send() else zmq.POLLIN | zmq.POLLOUT
         socket = self._open_socket()
-        seconds = self._core.seconds_to_tick()
+        seconds = self._core.seconds_to_tick(time.monotonic())
         if seconds is None:
             return
         if socket.poll(int(seconds * 1000) + 1, events) & zmq.POLLIN:

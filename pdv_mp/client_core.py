@@ -3,7 +3,8 @@
 :class:`ClientCore` is what ``Client`` and ``AsyncClient`` share. It decides what to send, puts
 each answer where its caller looks for it, and recovers: when the server's ``instance`` or this
 connection's number changes, or nothing is heard for :data:`SILENCE_SECONDS` with something open,
-everything open is sent again. A request's seed is fixed before it is first sent, so it gives the
+everything open is sent again. A request that is
+refused with ``queue_full`` is sent again after the server's ``retry_after_ms``. A request's seed is fixed before it is first sent, so it gives the
 same tokens again, and those that were delivered are dropped by their offset.
 """
 
@@ -59,20 +60,36 @@ class ServerUnreachable(ConnectionError):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its log-probability in the model's own distribution (before temperature and
+    truncation), and the most probable tokens at its place with theirs, best first."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Some tokens of a request. ``offset`` is the first one's index in the output; ``drafted`` has
-    1 for each id that was a draft token; ``text`` may be empty, and so may ``ids``."""
+    1 for each id that was a draft token; ``text`` may be empty, and so may ``ids``. ``logprobs``
+    has one entry per id, None unless they were asked for."""
 
     id: str
     offset: int
     ids: list[int]
     drafted: list[int]
     text: str
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. ``drafted`` is empty for a request that was not streamed."""
+    """A finished request. ``drafted`` is empty for a request that was not streamed.
+
+    ``logprobs`` has one entry per id, ``prompt_logprobs`` one for each token of the prompt after
+    the first (fewer if the request was aborted early); None unless they were asked for.
+    """
 
     id: str
     text: str
@@ -85,6 +102,8 @@ class Completion:
     speculation: dict[str, Any]
     timing: dict[str, float | None]
     timeline: dict[str, Any] | None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +113,7 @@ class Question:
     answer_type: str
     key: str | int | None
     frame: bytes
+    reintroduced: bool = False
     answer: dict[str, Any] | None = None
     error: Exception | None = None
 
@@ -113,11 +133,15 @@ class Generation:
     ids: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
     characters: int = 0
     attempt_characters: int = 0
     attempt_seq: int = 0
     resent: bool = False
+    reintroduced: bool = False
     cancelled: bool = False
+    refused_since: float | None = None
+    retry_at: float | None = None
     completion: Completion | None = None
     error: Exception | None = None
 
@@ -143,7 +167,8 @@ class ClientCore:
     socket when ``wants_new_socket`` is set. Times are ``time.monotonic`` seconds.
 
     ``timeout``: most seconds of silence while something is open; ``connect_timeout``: the same for
-    as long as the server was never heard. ``changed`` collects calls that have something new, for
+    as long as the server was never heard. ``queue_timeout``: for how long a request that is refused
+    with ``queue_full`` is sent again before that is its error. ``changed`` collects calls that have something new, for
     owners that wait on several.
     """
 
@@ -153,10 +178,19 @@ class ClientCore:
         timeout: float,
         connect_timeout: float,
         on_message: Callable[[dict[str, Any]], None] | None,
+        token: str | None = None,
+        queue_timeout: float = 0.0,
     ) -> None:
+        self._introduction = {"client": "pdv_mp"}
+        if token is not None:
+            if not token:
+                raise ValueError("token is empty")
+            protocol.check_text("token", token)
+            self._introduction["token"] = token
         self.endpoint = endpoint
         self.timeout = timeout
         self.connect_timeout = min(connect_timeout, timeout)
+        self.queue_timeout = queue_timeout
         self.outgoing: deque[bytes] = deque()
         self.wants_new_socket = True
         self.changed: set[Call] = set()
@@ -187,13 +221,17 @@ class ClientCore:
         self._send_open()
 
     def _send_open(self) -> None:
-        self.outgoing.append(protocol.encode("hello", client="pdv_mp"))
+        self._introduce()
         for generation in list(self._generations.values()):
             if generation.cancelled:
                 self._complete(generation, {"finish": "abort"})
             else:
+                generation.retry_at = None
                 self.outgoing.append(generation.frame)
         self.outgoing.extend(question.frame for question in self._questions)
+
+    def _introduce(self) -> None:
+        self.outgoing.append(protocol.encode("hello", **self._introduction))
 
     def _send_again(self) -> None:
         for generation in self._generations.values():
@@ -237,6 +275,8 @@ class ClientCore:
         frame = protocol.generate(id, prompt, params, stream=stream, timeline=timeline)
         self._begin(frame, now)
         generation = Generation(id, frame, params.seed or 0)
+        if params.logprobs is not None:
+            generation.logprobs = []
         self._generations[id] = generation
         return generation
 
@@ -244,6 +284,8 @@ class ClientCore:
         """Send a message that gets one answer. Raises ParameterError for text that is not Unicode,
         ServerError if too large."""
         key: str | int | None = None
+        if kind == "hello":
+            fields.update(self._introduction)
         if kind in ("tokenize", "detokenize"):
             key = fields["id"] = self._next_id()
         elif kind == "ping":
@@ -264,6 +306,9 @@ class ClientCore:
         generation = self._generations.get(id)
         if generation is not None:
             generation.cancelled = True
+            if generation.retry_at is not None:  # the server does not have it
+                self._complete(generation, {"finish": "abort"})
+                return
             self.outgoing.append(protocol.encode("cancel", id=id))
 
     def abandon(self, call: Call) -> None:
@@ -276,14 +321,24 @@ class ClientCore:
         elif call in self._questions:
             self._questions.remove(call)
 
-    def seconds_to_tick(self) -> float | None:
+    def seconds_to_tick(self, now: float) -> float | None:
         """How long the owner may wait for frames before it calls :meth:`tick`; None: for ever."""
-        return min(TICK_SECONDS, self.connect_timeout) if self.busy else None
+        if not self.busy:
+            return None
+        retries = [
+            item.retry_at - now for item in self._generations.values() if item.retry_at is not None
+        ]
+        return max(0.0, min(TICK_SECONDS, self.connect_timeout, *retries))
 
     def tick(self, now: float) -> None:
-        """Notice silence: ask for a sign of life, send again, give up."""
+        """Send again what the server had no room for. Notice silence: ask for a sign of life, send
+        again, give up."""
         if not self.busy:
             return
+        for generation in self._generations.values():
+            if generation.retry_at is not None and generation.retry_at <= now:
+                generation.retry_at = None
+                self.outgoing.append(generation.frame)
         silence = now - max(self._last_heard, self._waiting_since)
         limit = self.timeout if self._heard else self.connect_timeout
         if silence >= limit:
@@ -363,6 +418,10 @@ class ClientCore:
         generation.attempt_seq += 1
         old = known - message["offset"]
         ids, drafted = message["ids"][old:], message["drafted"][old:]
+        logprobs = None
+        if generation.logprobs is not None:
+            logprobs = _token_logprobs(message["logprobs"][old:])
+            generation.logprobs += logprobs
         old = max(0, generation.characters - generation.attempt_characters)
         text = message["text"][old:]
         generation.attempt_characters += len(message["text"])
@@ -371,10 +430,11 @@ class ClientCore:
             generation.ids += ids
             generation.drafted += drafted
             generation.texts.append(text)
-            generation.chunks.append(Chunk(generation.id, known, ids, drafted, text))
+            generation.chunks.append(Chunk(generation.id, known, ids, drafted, text, logprobs))
             self.changed.add(generation)
 
     def _complete(self, generation: Generation, message: dict[str, Any]) -> None:
+        logprobs, prompt_logprobs = message.get("logprobs"), message.get("prompt_logprobs")
         generation.completion = Completion(
             id=generation.id,
             text=message.get("text", "".join(generation.texts)),
@@ -387,6 +447,8 @@ class ClientCore:
             speculation=message.get("speculation", {}),
             timing=message.get("timing", {}),
             timeline=message.get("timeline"),
+            logprobs=generation.logprobs if logprobs is None else _token_logprobs(logprobs),
+            prompt_logprobs=None if prompt_logprobs is None else _token_logprobs(prompt_logprobs),
         )
         self._finish(generation)
 
@@ -402,7 +464,7 @@ class ClientCore:
         id = message["id"]
         error = ServerError(
             message["code"],
-            message["message"],
+            message["message"] + self._advice(message["code"]),
             retryable=message["retryable"],
             id=id,
             retry_after_ms=message.get("retry_after_ms"),
@@ -410,12 +472,51 @@ class ClientCore:
         call: Call | None = self._generations.get(id)
         if isinstance(call, Generation) and call.resent and error.code == "duplicate_id":
             return  # it had survived; the open one goes on
+        if isinstance(call, Generation) and self._retry_later(call, error):
+            return
         if call is None:
-            call = next((item for item in self._questions if _may_be_refused(item, id)), None)
+            refused = [item for item in self._questions if _may_be_refused(item, id, error.code)]
+            call = min(refused, key=lambda item: item.reintroduced, default=None)
+        if error.code == "unauthenticated" and self._introduce_again(call):
+            return
         if call is not None:
             self._finish(call, error)
-        elif id is None:
+        elif id is None and error.code != "unauthenticated":  # each call gets its own
             logger.warning("the server answered %s", error)
+
+    def _introduce_again(self, call: Call | None) -> bool:
+        """The server may have forgotten this connection, and with it our token: send both once
+        more. False if that has been tried, or there is none."""
+        if call is None or call.reintroduced or "token" not in self._introduction:
+            return False
+        call.reintroduced = True
+        self._introduce()
+        self.outgoing.append(call.frame)
+        return True
+
+    def _retry_later(self, generation: Generation, error: ServerError) -> bool:
+        """Whether the server was full and this is no error yet: the request is to be sent again
+        when the server said so, or nobody wants it any more."""
+        if error.code != "queue_full" or error.retry_after_ms is None:
+            return False
+        if generation.cancelled:
+            self._complete(generation, {"finish": "abort"})
+            return True
+        now = self._last_heard
+        if generation.refused_since is None:
+            generation.refused_since = now
+        retry_at = now + error.retry_after_ms / 1000
+        if retry_at > generation.refused_since + self.queue_timeout:
+            return False
+        generation.retry_at = retry_at
+        return True
+
+    def _advice(self, code: str) -> str:
+        if code != "unauthenticated":
+            return ""
+        if "token" in self._introduction:
+            return "; check that it is the one in the server's --token-file"
+        return " (Client(token=...), pdv-client --token-file PATH)"
 
     def _answered(self, kind: str, message: dict[str, Any]) -> None:
         key = message.get("id", message.get("n")) if kind not in ("welcome", "info") else None
@@ -426,5 +527,16 @@ class ClientCore:
                 return
 
 
-def _may_be_refused(question: Question, id: str | None) -> bool:
+def _token_logprobs(entries: list[dict[str, Any]]) -> list[TokenLogprob]:
+    return [
+        TokenLogprob(
+            entry["id"], entry["logprob"], tuple((id, logprob) for id, logprob in entry["top"])
+        )
+        for entry in entries
+    ]
+
+
+def _may_be_refused(question: Question, id: str | None, code: str) -> bool:
+    if code == "unauthenticated" and question.answer_type == "pong":
+        return False  # a ping needs no token
     return question.key == id if isinstance(question.key, str) else id is None

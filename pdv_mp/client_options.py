@@ -12,6 +12,7 @@ from pdv_mp.sampling_params import SamplingParams
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_CONNECT_TIMEOUT = 5.0
+DEFAULT_QUEUE_TIMEOUT = 60.0
 
 Prompt = str | Sequence[int]
 OnMessage = Callable[[dict[str, Any]], None]
@@ -29,6 +30,8 @@ def connect(socket: zmq.Socket[Any], endpoint: str) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    # Only for an address: with it libzmq would look for a name's IPv6 address alone.
+    socket.setsockopt(zmq.IPV6, endpoint.startswith("tcp://["))
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:

@@ -117,6 +117,13 @@ class ModelOptions(_Checked):
         help="auto, cpu or cuda[:N]; auto is the first GPU if there is one",
         metavar="DEVICE",
     )
+    model_impl: str = option(
+        "auto",
+        help="what computes the models: pdv is our own forward pass (Llama, Mistral, Qwen2, "
+        "Qwen3), transformers its own modules (slower, many architectures); auto is pdv where it "
+        "can",
+        choices=("auto", "pdv", "transformers"),
+    )
     load_format: str = option(
         "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")
     )
@@ -157,6 +164,9 @@ class CacheOptions(_Checked):
         help="contiguous: one run per sequence; paged: blocks reached through a table; auto is "
         "contiguous on a CPU, paged on a GPU",
         choices=("auto", "contiguous", "paged"),
+    )
+    enable_prefix_caching: bool = option(
+        True, help="keep the KV of past texts and compute no common beginning twice"
     )
 
 
@@ -204,7 +214,7 @@ class SchedulingOptions(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculationOptions(_Checked):
-    """How far the draft model runs ahead."""
+    """How far the draft model runs ahead, and what is kept of it."""
 
     num_speculative_tokens: int = option(
         4,
@@ -213,15 +223,37 @@ class SpeculationOptions(_Checked):
         maximum=64,
         aliases=("--spec-tokens", "--draft-max"),
     )
+    acceptance: str = option(
+        "gumbel",
+        help="which draft tokens are kept; gumbel: those that the verifier draws with the same "
+        "noise, so that a seed gives the same text with any draft or none; rejection: rejection "
+        "sampling, which keeps more, but a sampled text then depends on the draft model and "
+        "--num-speculative-tokens as well",
+        choices=("gumbel", "rejection"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions(_Checked):
     """Where clients connect, and what the server allows them."""
 
-    host: str = option("127.0.0.1", help="address to listen on", metavar="ADDRESS")
+    host: str = option(
+        "127.0.0.1",
+        help="address to listen on, or a name of it; one that other machines can reach needs "
+        "--token-file or --insecure",
+        metavar="ADDRESS",
+    )
     port: int = option(
         5555, help="TCP port for clients; 0 picks a free one", minimum=0, maximum=65535
+    )
+    token_file: str | None = option(
+        None,
+        help="file with a token of at least 16 characters, readable by its owner only; clients "
+        "must send the token before anything else",
+        metavar="PATH",
+    )
+    insecure: bool = option(
+        False, help="serve other machines without a token: anyone who can connect may use it"
     )
     max_message_bytes: int = option(
         4 * 1024 * 1024,
@@ -232,10 +264,23 @@ class ServerOptions(_Checked):
     shutdown_timeout: float = option(
         30.0, help="seconds that a drain may take before it becomes an abort", minimum=0.0
     )
+    max_restarts: int = option(
+        10,
+        help="how often a worker that died is started again within --restart-window; one death "
+        "more ends the server",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    restart_window: float = option(600.0, help="seconds in which restarts are counted", minimum=1.0)
     log_level: str = option(
         "warning",
         help="least severe log record that is written to stderr",
         choices=("debug", "info", "warning", "error"),
+    )
+    log_requests: bool = option(
+        False,
+        help="log each accepted request with its parameters and its prompt, at any --log-level; "
+        "without it no prompt is ever logged",
     )
     check_invariants: bool = option(
         False, help="check KV lengths and block accounts after every cycle (for tests; slow)"

@@ -20,6 +20,7 @@ from pdv_mp.wire.control import (
     Progress,
     Ready,
     Received,
+    Restarting,
     Stop,
     SupervisorMessage,
     decode_control,
@@ -75,7 +76,7 @@ class ControlClient:
         except zmq.Again:
             return None
         message = decode_control(frame)
-        if not isinstance(message, (Drain, Abort, Lost, Stop, Received)):
+        if not isinstance(message, (Drain, Abort, Restarting, Lost, Stop, Received)):
             raise ControlError(f"the supervisor sent a {type(message).__name__} message")
         self.stop_received = self.stop_received or isinstance(message, Stop)
         return message

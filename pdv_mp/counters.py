@@ -10,7 +10,9 @@ class Counters:
     """Forwards, cycles and tokens.
 
     ``verify_cycles`` counts request cycles: verify passes of one request with at least one draft
-    token. ``drafted_tokens`` and ``accepted_tokens`` are before any cut by a stop or max_tokens.
+    token. ``prefill_tokens`` were computed for prompts and for sequences that go on after a
+    pre-emption; ``cached_tokens`` came from the prefix cache instead. ``drafted_tokens`` and
+    ``accepted_tokens`` are before any cut by a stop or max_tokens.
     """
 
     prefill_forwards: int = 0
@@ -24,6 +26,7 @@ class Counters:
     accepted_tokens: int = 0
     stale_proposals: int = 0
     preemptions: int = 0
+    cached_tokens: int = 0
     admitted: int = 0
     ended: int = 0
 

@@ -13,12 +13,14 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from launcher.output import PREFIX
 from pdv_mp.client import Client, Completion, ServerError, ServerUnreachable
 from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.token_file import read_token
 
 Prompt = str | Sequence[int]
 
@@ -85,6 +87,8 @@ class LLM:
         )
         try:
             self._ready = self._wait_ready(ready_reader)
+            token_file = self._ready["token_file"]
+            self._token = None if token_file is None else read_token(Path(token_file))
             with self._connect() as client:
                 limit: int = client.hello()["limits"]["max_open_requests"]
         except BaseException:
@@ -103,6 +107,11 @@ class LLM:
     def ipc(self) -> str:
         """The server's ipc endpoint, which :meth:`generate` uses."""
         return str(self._ready["ipc"])
+
+    @property
+    def token(self) -> str | None:
+        """What other clients of the server must give as their token, if it was started so."""
+        return self._token
 
     @property
     def pids(self) -> dict[str, int]:
@@ -191,7 +200,7 @@ class LLM:
         return [completions[index] for index in range(len(prompts))]
 
     def _connect(self) -> Client:
-        return _WatchingClient(self._process, self.ipc)
+        return _WatchingClient(self._process, self.ipc, self._token)
 
     def close(self) -> None:
         """Stops the server, aborting what is still open; more calls do nothing."""
@@ -238,8 +247,8 @@ class LLM:
 class _WatchingClient(Client):
     """A client that does not wait for a server whose launcher has ended."""
 
-    def __init__(self, launcher: subprocess.Popen[bytes], endpoint: str) -> None:
-        super().__init__(endpoint, timeout=SILENCE_SECONDS, on_message=self._count)
+    def __init__(self, launcher: subprocess.Popen[bytes], endpoint: str, token: str | None) -> None:
+        super().__init__(endpoint, timeout=SILENCE_SECONDS, on_message=self._count, token=token)
         self._launcher = launcher
         self._messages = 0
 

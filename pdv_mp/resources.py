@@ -14,8 +14,12 @@ from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.model.implementation import read_model
+from pdv_mp.model.language_model import LanguageModel
 from pdv_mp.model.loading import load_weights, random_weights
+from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
+from pdv_mp.model.transformers_config import TransformersConfig
 from pdv_mp.pools import Pools
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
@@ -36,8 +40,8 @@ class ModelRunner:
 
     name: str
     vocab_size: int
-    config: ModelConfig
-    transformer: Transformer
+    config: ModelShape
+    transformer: LanguageModel
     cache: KVCache
     device: torch.device
 
@@ -91,8 +95,9 @@ def build_resources(config: EngineConfig) -> Resources:
     target_folder = Path(config.model.model)
     draft_name = config.model.draft_model
     draft_folder = None if draft_name in (None, "none") else Path(str(draft_name))
-    target_config = ModelConfig.from_folder(target_folder)
-    draft_config = None if draft_folder is None else ModelConfig.from_folder(draft_folder)
+    implementation = config.model.model_impl
+    target_config = read_model(target_folder, implementation)
+    draft_config = None if draft_folder is None else read_model(draft_folder, implementation)
     configs = [part for part in (target_config, draft_config) if part is not None]
 
     max_model_len = config.model.max_model_len or min(part.context_limit for part in configs)
@@ -103,8 +108,14 @@ def build_resources(config: EngineConfig) -> Resources:
     num_slots = config.scheduling.max_admitted
     block_bytes = block_size * sum(part.kv_bytes_per_token(dtype) for part in configs)
 
-    def load(part: ModelConfig, folder: Path) -> Transformer:
-        if config.model.load_format == "dummy":
+    def load(part: ModelConfig | TransformersConfig, folder: Path) -> LanguageModel:
+        dummy = config.model.load_format == "dummy"
+        if isinstance(part, TransformersConfig):
+            # Imported where it is needed: transformers takes seconds.
+            from pdv_mp.model.transformers_loading import load_transformers_model
+
+            return load_transformers_model(part, folder, dtype, device, max_model_len, dummy=dummy)
+        if dummy:
             weights = random_weights(part, dtype, device, seed=0)
         else:
             weights = load_weights(part, folder, dtype, device)
@@ -114,8 +125,9 @@ def build_resources(config: EngineConfig) -> Resources:
     if draft_config is not None and draft_folder is not None:
         transformers.append(load(draft_config, draft_folder))
 
-    most_useful = num_slots * blocks_for(max_model_len, block_size)
-    num_blocks = min(kv_budget(config.cache, device) // block_bytes, most_useful)
+    num_blocks = kv_budget(config.cache, device) // block_bytes
+    if not config.cache.enable_prefix_caching:
+        num_blocks = min(num_blocks, num_slots * blocks_for(max_model_len, block_size))
     if num_blocks < 1:
         raise ConfigError(
             f"--kv-cache-memory is too small: one block of {block_size} tokens takes "
@@ -127,9 +139,10 @@ def build_resources(config: EngineConfig) -> Resources:
     if layout == "contiguous" and device.type != "cpu":
         raise ConfigError("--kv-layout contiguous is for a CPU; use paged, or --device cpu")
 
-    def cache(part: ModelConfig) -> KVCache:
+    def cache(part: ModelShape) -> KVCache:
         if layout == "contiguous":
-            return ContiguousKVCache(part, num_slots, max_model_len, dtype, block_size)
+            stored = num_blocks if config.cache.enable_prefix_caching else 0
+            return ContiguousKVCache(part, num_slots, max_model_len, dtype, block_size, stored)
         return PagedKVCache(part, num_blocks, block_size, num_slots, max_model_len, dtype, device)
 
     vocab_size = min(part.vocab_size for part in configs)
@@ -173,7 +186,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, model: ModelConfig, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtype:
     """The arithmetic of ``--dtype``; ``auto`` is lossless on a CPU and native on a GPU."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else model.dtype

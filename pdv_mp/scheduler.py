@@ -1,9 +1,11 @@
 """The scheduler of a replica: the one owner of its requests, slots and blocks.
 
-A request is admitted when a slot and room for all its tokens are free, prefilled, waits in
-``ready`` until the batch has a place, runs, and hands its slot back when the stage that had it last
-returns it. The scheduler is plain data: a worker calls it between batches, and stamps come from the
-caller.
+A request is admitted when a slot and room for its tokens are free, prefilled, waits in ``ready``
+until the batch has a place, runs, and hands its slot back when the stage that had it last returns
+it. Its KV grows while it runs. Where there is no room to grow, the youngest request is pre-empted:
+it gives up its slot and waits, with its output as a part of its prompt, to be admitted again. The
+oldest one can always go on, since no request is taken that would not fit alone. The scheduler is
+plain data: a worker calls it between batches, and stamps come from the caller.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 
 from pdv_mp.config import SchedulingOptions, SpeculationOptions
 from pdv_mp.counters import Counters
+from pdv_mp.kv_manager import KVManager
 from pdv_mp.pools import Pools
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.sequences import MAX_STOP_IDS, Phase, Sequence, SequenceTable, Slots, enter_all
@@ -29,6 +32,7 @@ _PREFILL_INBOX = state_index("prefill.inbox")
 _BATCH_QUEUE = state_index("verify.queue")
 _DRAFT_INBOX = state_index("draft.inbox")
 _VERIFY_INBOX = state_index("verify.inbox")
+_PREEMPTED = state_index("verify.preempted")
 _ENCODE = state_index("verify>front.encode")
 
 
@@ -59,17 +63,21 @@ class Scheduler:
         speculation: SpeculationOptions,
         counters: Counters,
         can_draft: bool,
+        prefix_caching: bool,
     ) -> None:
         self._table = table
         self._pools = pools
+        self._kv = KVManager(table, pools, counters, prefix_caching)
         self._scheduling = scheduling
         self._draft_length = speculation.num_speculative_tokens if can_draft else 0
         self._counters = counters
         self._by_slot: list[Sequence | None] = [None] * table.num_slots
         self._by_request: dict[int, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
+        self._prefilling: set[int] = set()
         self._ready: deque[Sequence] = deque()
         self._running: list[int] = []
+        self._submitted = 0
         self._emissions: list[_Emission] = []
 
     # ------------------------------------------------------------------ questions
@@ -135,7 +143,7 @@ class Scheduler:
         timeline.enter(_ADMISSION, message.stamps.decoded_ns)
         sequence = Sequence(
             request=message.request,
-            prompt_ids=message.prompt_ids,
+            token_ids=message.prompt_ids,
             max_len=len(message.prompt_ids) + message.max_tokens,
             params=params,
             seed=seed,
@@ -143,9 +151,11 @@ class Scheduler:
             report_timeline=message.report_timeline,
             timeline=timeline,
             submitted_ns=message.stamps.decoded_ns,
+            age=self._submitted,
             logprobs=message.logprobs,
             prompt_logprobs=message.prompt_logprobs,
         )
+        self._submitted += 1
         self._by_request[sequence.request] = sequence
         refusal = self._refusal(sequence)
         if refusal is not None:
@@ -154,7 +164,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def _refusal(self, sequence: Sequence) -> str | None:
-        if sequence.num_prompt == 0 or sequence.max_len <= sequence.num_prompt:
+        if sequence.num_tokens == 0 or sequence.max_len <= sequence.num_tokens:
             return "a request needs a prompt and room for at least one token"
         if sequence.max_len > min(self._table.tokens.shape[1], self._pools.max_tokens):
             return f"{sequence.max_len} tokens do not fit the engine's KV pools"
@@ -198,13 +208,15 @@ class Scheduler:
         self._counters.ended += 1
 
     def _release(self, sequence: Sequence) -> None:
-        slot = sequence.slot
-        self._by_slot[slot] = None
+        self._vacate(sequence)
         del self._by_request[sequence.request]
         sequence.phase = Phase.FINISHED
-        self._table.clear(slot)
-        self._pools.release(slot)
         self._counters.ended += 1
+
+    def _vacate(self, sequence: Sequence) -> None:
+        self._by_slot[sequence.slot] = None
+        self._prefilling.discard(sequence.slot)
+        self._kv.vacate(sequence)
 
     # ------------------------------------------------------------------ admission
 
@@ -212,27 +224,40 @@ class Scheduler:
         """Give slots and blocks to waiting requests, first come first served.
 
         The order is strict: a large request is not overtaken by smaller ones, so it cannot starve.
-        The sequences returned belong to the prefill stage until it returns them.
+        No more are admitted than give the prefill stage its next chunk, since later ones may find
+        more in the prefix cache; and each leaves a block for every sequence that is decoding. The
+        sequences returned belong to the prefill stage until it returns them.
         """
         admitted = []
-        while self._waiting:
+        backlog = self._backlog() if self._waiting else 0
+        while self._waiting and backlog < self._scheduling.max_num_batched_tokens:
             sequence = self._waiting[0]
-            slot = self._pools.acquire(sequence.max_len)
-            if slot is None:
+            spare = len(self._running) + len(self._ready)
+            if not self._kv.admit(sequence, 1 + self._draft_length, spare):
                 break
             self._waiting.popleft()
-            sequence.slot = slot
-            sequence.queued_ns = now - sequence.submitted_ns
+            slot = sequence.slot
+            if sequence.admissions == 1:
+                sequence.queued_ns = now - sequence.submitted_ns
+                self._table.queued_ns[slot] = sequence.queued_ns
+                self._counters.admitted += 1
             sequence.phase = Phase.PREFILLING
             self._by_slot[slot] = sequence
-            self._table.fill(sequence)
+            self._prefilling.add(slot)
+            backlog += int(self._table.num_prompt[slot] - self._table.target_len[slot])
             sequence.timeline.enter(_PREFILL_INBOX, now)
-            self._counters.admitted += 1
             admitted.append(sequence)
         return admitted
 
+    def _backlog(self) -> int:
+        """Tokens that the prefill stage has still to compute."""
+        slots = list(self._prefilling)
+        return int((self._table.num_prompt[slots] - self._table.target_len[slots]).sum())
+
     def prefilled(self, result: Prefilled, now: int) -> None:
-        """Take sequences over from the prefill stage, each with its first token."""
+        """Take sequences over from the prefill stage, each with its next token."""
+        for sequence in self.sequences(result.computed):
+            self._kv.publish(sequence)
         for chunk in result.prompt_logprobs:
             rows = np.full(len(chunk.logprobs.chosen), self._table.prompt_logprobs[chunk.slot])
             message = PromptLogprobs(
@@ -244,6 +269,7 @@ class Scheduler:
         if len(result.slots) == 0:
             return
         sequences = self.sequences(result.slots)
+        self._prefilling.difference_update(result.slots.tolist())
         zeros = np.zeros(len(result.slots), np.int64)
         self._commit(
             result.slots, result.next_ids[:, None], zeros + 1, zeros, zeros, result.logprobs
@@ -259,7 +285,8 @@ class Scheduler:
     def start_cycle(self, now: int) -> Cycle:
         """Fill the batch from ``ready`` and hand all of it to the draft and verify stages.
 
-        A sequence may draft at most what it can still emit besides the verifier's own token.
+        A sequence may draft at most what it can still emit besides the verifier's own token. Those
+        that have no room for it wait for a prefill to end, or are pre-empted.
         """
         while self._ready and len(self._running) < self._scheduling.max_num_seqs:
             sequence = self._ready.popleft()
@@ -270,6 +297,11 @@ class Scheduler:
         base = table.committed[slots]
         room = table.max_len[slots] - base - 1
         lengths = np.where(table.speculates[slots], np.minimum(self._draft_length, room), 0)
+        if np.any(base + lengths > table.room[slots]):
+            granted = self._make_room(slots, base + lengths, now)
+            slots, base, lengths = slots[granted], base[granted], lengths[granted]
+            if len(slots) == 0:
+                return Cycle(None, None)
         drafts = lengths > 0
         order = plain = None
         if drafts.any():
@@ -281,6 +313,53 @@ class Scheduler:
             plain = Proposal(rest, base[~drafts], lengths[~drafts], none)
             enter_all(self.sequences(rest), _VERIFY_INBOX, now)
         return Cycle(order, plain)
+
+    def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
+        """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that
+        have their room and are still running."""
+        short = np.flatnonzero(wanted > self._table.room[slots]).tolist()
+        short.sort(key=lambda index: self._age(int(slots[index])))
+        stalled = set()
+        for index in short:
+            sequence = self._by_slot[slots[index]]
+            while sequence is not None and not self._kv.grow(sequence.slot, int(wanted[index])):
+                youngest = max(filter(None, self._by_slot), key=lambda item: item.age)
+                if youngest.phase is Phase.PREFILLING:
+                    # Its stage has it; what it holds can be taken when it is handed back.
+                    sequence.timeline.enter(_BATCH_QUEUE, now)
+                    stalled.add(index)
+                    break
+                self._preempt(youngest, now)
+                sequence = self._by_slot[slots[index]]
+        granted = [
+            index
+            for index, slot in enumerate(slots.tolist())
+            if index not in stalled and self._by_slot[slot] is not None
+        ]
+        return np.array(granted, np.int64)
+
+    def _age(self, slot: int) -> int:
+        sequence = self._by_slot[slot]
+        return -1 if sequence is None else sequence.age
+
+    def _preempt(self, sequence: Sequence, now: int) -> None:
+        """Take a sequence's slot, which no stage may have; it waits before all that wait, since
+        whoever was never admitted is younger. One that is to end does so."""
+        slot = sequence.slot
+        if self._table.closing[slot]:
+            self.end_now(sequence, Finish.ABORT)
+            return
+        if sequence.phase is Phase.READY:
+            self._ready.remove(sequence)
+        else:
+            self._running.remove(slot)
+        sequence.token_ids = self._table.tokens[slot, : self._table.committed[slot]].copy()
+        sequence.prompt_logprobs = -1
+        self._vacate(sequence)
+        sequence.phase = Phase.WAITING
+        sequence.timeline.enter(_PREEMPTED, now)
+        self._waiting.appendleft(sequence)
+        self._counters.preemptions += 1
 
     def verified(self, verdict: Verdict, now: int) -> None:
         """Commit what the verifier accepted and its own token after it.
@@ -352,17 +431,13 @@ class Scheduler:
             accepted=accepted.astype(np.int32),
             finish=finish.astype(np.int32),
             stop_ids=np.where(finish == Finish.STOP, last, -1).astype(np.int32),
-            cached=np.zeros(len(slots), np.int32),
+            cached=table.cached[slots].astype(np.int32),
             ids=ids,
         )
         widths = table.logprobs[slots]
         if logprobs is not None:
-            wanted = used & (widths >= 0)[:, None]
-            some = TokenLogprobs(
-                logprobs.chosen[wanted], logprobs.top_ids[wanted], logprobs.top[wanted]
-            )
-            rows = np.broadcast_to(widths[:, None], used.shape)[wanted]
-            message.logprobs = _logprob_columns(some, rows)
+            some = TokenLogprobs(logprobs.chosen[used], logprobs.top_ids[used], logprobs.top[used])
+            message.logprobs = _logprob_columns(some, np.repeat(widths, counts))
         self._emissions.append(_Emission(message, self._reporting(slots)))
         for slot in slots[finish != Finish.NONE].tolist():
             sequence = self._by_slot[slot]
@@ -419,6 +494,8 @@ class Scheduler:
                 raise RuntimeError(f"slot {slot}: {committed} tokens, but {target} verifier rows")
             if draft > committed - 1:
                 raise RuntimeError(f"slot {slot}: {committed} tokens, but {draft} draft rows")
+            if target > table.room[slot]:
+                raise RuntimeError(f"slot {slot}: {target} rows, room for {table.room[slot]}")
         owned = {slot for slot, sequence in enumerate(self._by_slot) if sequence is not None}
         if len(owned) != self._pools.slots_in_use:
             raise RuntimeError(f"{self._pools.slots_in_use} slots in use, {len(owned)} owned")
@@ -428,6 +505,7 @@ class Scheduler:
 
 def _logprob_columns(logprobs: TokenLogprobs, widths: np.ndarray) -> LogprobColumns:
     """The columns of R rows, each with the first ``widths[r]`` of its alternatives."""
+    widths = np.minimum(widths, logprobs.top.shape[1])
     used = np.arange(logprobs.top.shape[1]) < widths[:, None]
     return LogprobColumns(
         chosen=logprobs.chosen,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -34,11 +34,14 @@ class Phase(IntEnum):
 class Sequence:
     """One request as its scheduler sees it; its numbers are columns of :class:`SequenceTable`.
 
-    ``slot`` is -1 until admission; it belongs to the scheduler's pools.
+    ``token_ids``: what is to be computed at admission: the prompt, and after a pre-emption the
+    output so far as well. ``age``: requests with lower numbers came first. ``digests``: names of
+    the whole blocks of the text, as far as they were needed. ``slot`` is -1 while it has none; it
+    belongs to the scheduler's pools.
     """
 
     request: int
-    prompt_ids: npt.NDArray[np.int32]
+    token_ids: npt.NDArray[np.int32]
     max_len: int
     params: SamplingParams
     seed: int
@@ -46,16 +49,20 @@ class Sequence:
     report_timeline: bool
     timeline: Timeline
     submitted_ns: int
+    age: int
     logprobs: int = -1
     prompt_logprobs: int = -1
     queued_ns: int = 0
+    cached: int = 0
+    admissions: int = 0
+    digests: list[bytes] = field(default_factory=list)
     slot: int = -1
     phase: Phase = Phase.WAITING
 
     @property
-    def num_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.prompt_ids)
+    def num_tokens(self) -> int:
+        """Tokens to be computed at admission."""
+        return len(self.token_ids)
 
 
 class SequenceTable:
@@ -64,6 +71,9 @@ class SequenceTable:
     Invariants between cycles, for a running slot with ``committed`` = L (prompt + emitted tokens):
     the verifier's cache holds exactly L - 1 rows (``target_len``), the draft's at most L - 1
     (``draft_len``). Rows above these lengths are stale and are overwritten before they are read.
+    ``num_prompt``: tokens to prefill: the prompt, and after a pre-emption the output so far too.
+    ``room``: tokens for which the slot has KV blocks. ``cached``: prompt tokens that came from the
+    prefix cache at first admission.
     ``reports`` marks a slot whose timeline goes to the front with every token.
     ``logprobs``, ``prompt_logprobs``: alternatives to report beside each token, -1 for no report.
     ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
@@ -74,6 +84,8 @@ class SequenceTable:
         self.request = np.full(num_slots, -1, np.int64)
         self.num_prompt = np.zeros(num_slots, np.int64)
         self.max_len = np.zeros(num_slots, np.int64)
+        self.room = np.zeros(num_slots, np.int64)
+        self.cached = np.zeros(num_slots, np.int64)
         self.queued_ns = np.zeros(num_slots, np.int64)
         self.committed = np.zeros(num_slots, np.int64)
         self.target_len = np.zeros(num_slots, np.int64)
@@ -91,17 +103,19 @@ class SequenceTable:
         """Slots in the table."""
         return len(self.request)
 
-    def fill(self, sequence: Sequence) -> None:
-        """Write a newly admitted sequence's columns; its caches are still empty."""
+    def fill(self, sequence: Sequence, num_cached: int, room: int) -> None:
+        """Write a newly admitted sequence's columns; its caches hold ``num_cached`` tokens."""
         slot = sequence.slot
-        self.tokens[slot, : sequence.num_prompt] = sequence.prompt_ids
+        self.tokens[slot, : sequence.num_tokens] = sequence.token_ids
         self.request[slot] = sequence.request
-        self.num_prompt[slot] = sequence.num_prompt
+        self.num_prompt[slot] = sequence.num_tokens
+        self.room[slot] = room
+        self.cached[slot] = sequence.cached
         self.max_len[slot] = sequence.max_len
         self.queued_ns[slot] = sequence.queued_ns
-        self.committed[slot] = sequence.num_prompt
-        self.target_len[slot] = 0
-        self.draft_len[slot] = 0
+        self.committed[slot] = sequence.num_tokens
+        self.target_len[slot] = num_cached
+        self.draft_len[slot] = num_cached if sequence.params.speculate else 0
         self.speculates[slot] = sequence.params.speculate
         self.reports[slot] = sequence.report_timeline
         self.closing[slot] = False
@@ -114,6 +128,7 @@ class SequenceTable:
     def clear(self, slot: int) -> None:
         """Forget a slot that is going back to its pool."""
         self.request[slot] = -1
+        self.room[slot] = 0
         self.committed[slot] = self.target_len[slot] = self.draft_len[slot] = 0
 
     def ragged_tokens(

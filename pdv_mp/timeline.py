@@ -38,6 +38,7 @@ STATES: tuple[str, ...] = (
     "verify.batch",
     "verify.compute",
     "verify.publish",
+    "verify.preempted",
     "verify>front.encode",
     "verify>front.wire",
     "verify>front.decode",

@@ -14,9 +14,11 @@ from typing import Any
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.counters import Counters
+from pdv_mp.flight_record import FlightRecord
 from pdv_mp.resources import Resources
 from pdv_mp.scheduler import Scheduler
 from pdv_mp.sequences import Phase, Sequence, SequenceTable, enter_all
+from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.stages.verify import VerifyStage
@@ -66,16 +68,20 @@ class Worker:
     verification of the whole batch. So between two verify batches lies at most one prefill chunk.
     """
 
-    def __init__(self, resources: Resources, config: EngineConfig) -> None:
+    def __init__(
+        self, resources: Resources, config: EngineConfig, record: FlightRecord | None = None
+    ) -> None:
         self._config = config
+        self._record = record
         self.counters = Counters()
         self.batches: deque[BatchRecord] = deque(maxlen=BATCHES_KEPT)
         self.table = SequenceTable(resources.num_slots, resources.max_model_len)
         self.pools = resources.pools
         target, draft = resources.target, resources.draft
         self.prefill = PrefillStage(self.table, target, draft, self.counters)
-        self.draft = DraftStage(self.table, draft, self.counters) if draft else None
-        self.verify = VerifyStage(self.table, target, self.counters)
+        rule = acceptance_rule(config.speculation.acceptance)
+        self.draft = DraftStage(self.table, draft, rule, self.counters) if draft else None
+        self.verify = VerifyStage(self.table, target, rule, self.counters)
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
@@ -83,6 +89,7 @@ class Worker:
             config.speculation,
             self.counters,
             can_draft=draft is not None,
+            prefix_caching=config.cache.enable_prefix_caching,
         )
         self._prefill_turn = True
 
@@ -132,6 +139,8 @@ class Worker:
                 "slots_in_use": self.pools.slots_in_use,
                 "blocks": self.pools.num_blocks,
                 "blocks_in_use": self.pools.blocks_in_use,
+                "blocks_cached": self.pools.blocks_cached,
+                "blocks_free": self.pools.blocks_free,
                 "block_size": self.pools.block_size,
             },
             "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
@@ -216,6 +225,8 @@ class Worker:
         """Stamp a batch as picked and started; all that wait elsewhere are kept busy by it."""
         enter_all(sequences, _BATCH[stage], picked)
         self._move_pending(_BUSY_OF, picked)
+        if self._record is not None:
+            self._record.enter([sequence.request for sequence in sequences])
         started = time.monotonic_ns()
         enter_all(sequences, _COMPUTE[stage], started)
         return started

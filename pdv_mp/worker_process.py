@@ -12,6 +12,7 @@ import zmq
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.flight_record import FlightRecord, record_path
 from pdv_mp.resources import build_resources
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
@@ -32,7 +33,7 @@ class FrontEdge:
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(f"ipc://{run_dir}/engine-0")
+        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation)}")
         self._generation = generation
 
     def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
@@ -65,20 +66,22 @@ def run_worker(
     """
     torch.set_num_threads(config.model.threads or len(os.sched_getaffinity(0)))
     resources = build_resources(config)
-    worker = Worker(resources, config)
+    record = FlightRecord(record_path(run_dir, name, generation), resources.num_slots)
+    worker = Worker(resources, config, record)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     edge = FrontEdge(context, run_dir, generation)
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
         edge.send(wire.EngineReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
-        _serve(worker, edge, control)
+        _serve(worker, edge, control, record)
     finally:
         edge.close()
         context.term()
+        record.close()
 
 
-def _serve(worker: Worker, edge: FrontEdge, control: ControlClient) -> None:
+def _serve(worker: Worker, edge: FrontEdge, control: ControlClient, record: FlightRecord) -> None:
     poller = zmq.Poller()
     poller.register(edge.socket, zmq.POLLIN)
     poller.register(control.socket, zmq.POLLIN)
@@ -87,18 +90,22 @@ def _serve(worker: Worker, edge: FrontEdge, control: ControlClient) -> None:
             if isinstance(order, control_wire.Stop):
                 return
         while (message := edge.receive()) is not None:
-            _handle(worker, edge, message)
+            _handle(worker, edge, message, record)
         busy = worker.step()
         if worker.scheduler.has_emissions:
             encode_ns = time.monotonic_ns()
             for message in worker.emissions(encode_ns):
                 edge.send(message, encode_ns)
         if not busy:
+            record.leave()
             poller.poll()
 
 
-def _handle(worker: Worker, edge: FrontEdge, message: wire.EngineMessage) -> None:
+def _handle(
+    worker: Worker, edge: FrontEdge, message: wire.EngineMessage, record: FlightRecord
+) -> None:
     if isinstance(message, wire.Open):
+        record.enter((message.request,))
         worker.scheduler.submit(message)
     elif isinstance(message, wire.Close):
         worker.close(message.requests.tolist())

@@ -12,8 +12,9 @@ import torch
 from pdv_mp.config import EngineConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner, Resources, build_resources
+from pdv_mp.sequences import Sequence
 from pdv_mp.timeline import Timeline, state_index
-from pdv_mp.wire.engine import Finish, Open, Stamps
+from pdv_mp.wire.engine import Finish, LogprobColumns, Open, PromptLogprobs, Stamps
 from pdv_mp.worker import Worker
 
 _ENCODE = state_index("front>verify.encode")
@@ -32,6 +33,16 @@ class Request:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
     speculate: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token's log-probability, and ids and log-probabilities of the alternatives."""
+
+    chosen: float
+    top: list[tuple[int, float]]
 
 
 @dataclass
@@ -45,6 +56,8 @@ class Result:
     accepted: int = 0
     terminals: int = 0
     timeline: list[object] | None = None
+    logprobs: list[Logprob] = field(default_factory=list)
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
 
 
 class KVWatcher:
@@ -59,30 +72,25 @@ class KVWatcher:
         self._worker = worker
         self._lengths = lengths
         self._written = np.zeros(worker.table.num_slots, np.int64)
-        self._owners = np.full(worker.table.num_slots, -1, np.int64)
         forward = runner.transformer.forward
 
         def watched(batch: ForwardBatch, *arguments: object, **keywords: object) -> torch.Tensor:
             slots, starts = batch.slots, batch.start_positions
-            self._forget_past_owners(slots)
             assert np.array_equal(starts, self._written[slots]), "a gap, or rows computed twice"
             self._written[slots] = starts + batch.query_lens
             return forward(batch, *arguments, **keywords)
 
         runner.transformer.forward = watched  # type: ignore[method-assign]
 
-    def _forget_past_owners(self, slots: np.ndarray) -> None:
-        owners = self._worker.table.request[slots]
-        self._written[slots[self._owners[slots] != owners]] = 0
-        self._owners[slots] = owners
+    def admitted(self, slot: int) -> None:
+        """A slot has a new owner; what came from the prefix cache counts as written."""
+        self._written[slot] = self._lengths[slot]
 
     def check(self) -> None:
         """Compare with the engine's columns; between cycles only."""
         table = self._worker.table
-        self._owners[table.request < 0] = -1
         sequences = self._worker.scheduler.running_sequences()
         running = np.array([sequence.slot for sequence in sequences], np.int64)
-        self._forget_past_owners(running)
         expected = np.minimum(self._written[running], table.committed[running] - 1)
         assert np.array_equal(self._lengths[running], expected), (
             "KV lengths are not what was written"
@@ -98,6 +106,14 @@ class WatchedWorker(Worker):
         self._watchers = [KVWatcher(self, resources.target, self.table.target_len)]
         if resources.draft is not None:
             self._watchers.append(KVWatcher(self, resources.draft, self.table.draft_len))
+        fill = self.table.fill
+
+        def watched(sequence: Sequence, num_cached: int, room: int) -> None:
+            fill(sequence, num_cached, room)
+            for watcher in self._watchers:
+                watcher.admitted(sequence.slot)
+
+        self.table.fill = watched  # type: ignore[method-assign]
 
     def step(self) -> bool:
         progressed = super().step()
@@ -109,7 +125,7 @@ class WatchedWorker(Worker):
 
 def make_worker(folder: Path, draft: Path | None, **options: object) -> Worker:
     """A Worker on models in local folders, with invariants checked after every cycle."""
-    settings = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 26, **options}
+    settings = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 21, **options}
     config = EngineConfig.from_options(
         model=str(folder), draft_model=str(draft) if draft else "none", **settings
     )
@@ -131,21 +147,46 @@ def open_message(key: int, request: Request, report_timeline: bool = False) -> O
         ),
         stop_ids=request.stop_ids,
         speculate=request.speculate,
+        logprobs=-1 if request.logprobs is None else request.logprobs,
+        prompt_logprobs=-1 if request.prompt_logprobs is None else request.prompt_logprobs,
         report_timeline=report_timeline,
         timeline=Timeline(_ENCODE, now).pack(),
         stamps=Stamps(now, now, now, now),
     )
 
 
+def _logprobs(columns: LogprobColumns) -> list[Logprob | None]:
+    """The rows of a message, None where a request wants none."""
+    found: list[Logprob | None] = []
+    start = 0
+    for chosen, width in zip(columns.chosen.tolist(), columns.widths.tolist(), strict=True):
+        end = start + max(width, 0)
+        top = zip(columns.top_ids[start:end].tolist(), columns.top[start:end].tolist(), strict=True)
+        found.append(None if width < 0 else Logprob(chosen, list(top)))
+        start = end
+    assert start == len(columns.top)
+    return found
+
+
 def collect(worker: Worker, results: dict[int, Result]) -> int:
     """Apply what the worker has emitted; how many requests ended."""
     ended = 0
     for message in worker.emissions(time.monotonic_ns()):
+        if isinstance(message, PromptLogprobs):
+            result = results[message.request]
+            assert message.start == 1 + len(result.prompt_logprobs), "parts come in order"
+            assert not result.ids, "parts come before the first token"
+            result.prompt_logprobs += [found for found in _logprobs(message.logprobs) if found]
+            continue
+        logprobs = None if message.logprobs is None else _logprobs(message.logprobs)
+        assert logprobs is None or len(logprobs) == len(message.ids)
         offset = 0
         for entry, key in enumerate(message.requests.tolist()):
             result = results[key]
             count = int(message.counts[entry])
             result.ids += message.ids[offset : offset + count].tolist()
+            if logprobs is not None:
+                result.logprobs += filter(None, logprobs[offset : offset + count])
             offset += count
             result.drafted += int(message.drafted[entry])
             result.accepted += int(message.accepted[entry])

@@ -26,6 +26,7 @@ from pdv_mp.client import (
     Completion,
     ServerError,
     ServerUnreachable,
+    TokenLogprob,
 )
 from pdv_mp.client_core import SILENCE_SECONDS, ClientCore
 from pdv_mp.sampling_params import ParameterError, SamplingParams
@@ -77,6 +78,10 @@ class ScriptedServer:
             ids=list(range(self.offset, end)),
             drafted=[index % 2 for index in range(self.offset, end)],
             text=OUTPUT[text_start:text_end],
+            logprobs=[
+                {"id": index, "logprob": -index / 2, "top": [[index + 1, -0.25]]}
+                for index in range(self.offset, end)
+            ],
         )
         self.offset, self.seq = end, self.seq + 1
         return message
@@ -94,7 +99,8 @@ def test_a_stream_survives_any_number_of_restarts(data: st.DataObject) -> None:
     """However messages are cut and whenever the server is replaced: the same tokens and text."""
     core = ClientCore("tcp://nowhere", 1000.0, 1000.0, None)
     core.connected(0.0)
-    generation = core.submit("x", SamplingParams(seed=5), 0.0, stream=True, timeline=False, id=None)
+    params = SamplingParams(seed=5, logprobs=1)
+    generation = core.submit("x", params, 0.0, stream=True, timeline=False, id=None)
     assert [item["type"] for item in sent(core)] == ["hello", "generate"]
     server = ScriptedServer(generation.id, length=data.draw(st.integers(1, 60)))
     now = 0.0
@@ -141,6 +147,11 @@ def test_a_stream_survives_any_number_of_restarts(data: st.DataObject) -> None:
     assert generation.completion.drafted == [index % 2 for index in range(server.length)]
     assert "".join(chunk.text for chunk in generation.chunks) == OUTPUT[: server.length]
     assert [id for chunk in generation.chunks for id in chunk.ids] == list(range(server.length))
+    logprobs = [
+        TokenLogprob(index, -index / 2, ((index + 1, -0.25),)) for index in range(server.length)
+    ]
+    assert generation.completion.logprobs == logprobs
+    assert [entry for chunk in generation.chunks for entry in chunk.logprobs or []] == logprobs
     assert not core.busy
 
 

@@ -53,6 +53,16 @@ def test_completions_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     assert [completion.ids for completion in together] == alone
 
 
+def test_log_probabilities_come_with_the_completions(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=6, ignore_eos=True, logprobs=2, prompt_logprobs=0)
+    (completion,) = llm.generate([[5, 6, 7]], params)
+    assert completion.logprobs is not None
+    assert completion.prompt_logprobs is not None
+    assert [entry.id for entry in completion.logprobs] == completion.ids
+    assert all(entry.top[0] == (entry.id, entry.logprob) for entry in completion.logprobs)
+    assert [(entry.id, entry.top) for entry in completion.prompt_logprobs] == [(6, ()), (7, ())]
+
+
 def test_ids_are_prompts_too(llm: LLM) -> None:
     (completion,) = llm.generate([[5, 6, 7]], FIXED)
     assert completion.usage["prompt_tokens"] == 3
@@ -129,7 +139,7 @@ def test_closed_twice_and_used_after(tiny_pair: TinyPair) -> None:
 
 
 def test_dead_worker_is_a_launch_error_that_names_it(tiny_pair: TinyPair) -> None:
-    with make(tiny_pair) as served:
+    with make(tiny_pair, max_restarts=0) as served:
         os.kill(served.pids["worker-0"], signal.SIGKILL)
         with pytest.raises(LaunchError, match="worker-0 was killed by SIGKILL"):
             served.generate("x", SamplingParams(max_tokens=400, ignore_eos=True))

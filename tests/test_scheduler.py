@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 from engine_driver import Request, Result, open_message
@@ -13,7 +14,7 @@ from pdv_mp.config import SchedulingOptions, SpeculationOptions
 from pdv_mp.counters import Counters
 from pdv_mp.pools import Pools
 from pdv_mp.scheduler import Scheduler
-from pdv_mp.sequences import Phase, SequenceTable
+from pdv_mp.sequences import Phase, Sequence, SequenceTable
 from pdv_mp.stages.messages import Prefilled, Proposal, Verdict
 from pdv_mp.timeline import STATES, Timeline
 from pdv_mp.wire.engine import Finish
@@ -25,9 +26,20 @@ MAX_LEN = 40
 class Rig:
     """A scheduler whose stages answer at random."""
 
-    def __init__(self, rng: np.random.Generator, max_num_seqs: int, draft_length: int) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        max_num_seqs: int,
+        draft_length: int,
+        prefix_caching: bool = False,
+        max_num_batched_tokens: int = 512,
+    ) -> None:
         self.rng = rng
-        scheduling = SchedulingOptions(max_num_seqs=max_num_seqs, queue_factor=1.5)
+        scheduling = SchedulingOptions(
+            max_num_seqs=max_num_seqs,
+            queue_factor=1.5,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
         self.max_num_seqs = max_num_seqs
         self.draft_length = draft_length
         self.table = SequenceTable(scheduling.max_admitted, MAX_LEN)
@@ -42,14 +54,17 @@ class Rig:
             SpeculationOptions(num_speculative_tokens=draft_length),
             self.counters,
             can_draft=True,
+            prefix_caching=prefix_caching,
         )
         self.prefilling: list[int] = []
         self.admitted: list[int] = []
         self.proposal: Proposal | None = None
         self.results: dict[int, Result] = {}
+        self.requests: dict[int, Request] = {}
 
     def submit(self, key: int, request: Request) -> None:
         self.results[key] = Result()
+        self.requests[key] = request
         self.scheduler.submit(open_message(key, request, report_timeline=True))
 
     def tokens(self, count: int) -> np.ndarray:
@@ -59,7 +74,10 @@ class Rig:
         now = time.monotonic_ns()
         for sequence in self.scheduler.admit(now):
             self.prefilling.append(sequence.slot)
-            self.admitted.append(sequence.request)
+            if sequence.admissions == 1:
+                self.admitted.append(sequence.request)
+            assert self.table.target_len[sequence.slot] < self.table.num_prompt[sequence.slot]
+            assert self.table.cached[sequence.slot] <= len(self.requests[sequence.request].prompt)
         if self.proposal is not None:
             self.verify()
         elif self.prefilling and self.rng.random() < 0.5:
@@ -68,7 +86,7 @@ class Rig:
             slots = np.array(done, np.int64)
             self.table.target_len[slots] = self.table.num_prompt[slots]
             self.table.draft_len[slots] = self.table.num_prompt[slots]
-            self.scheduler.prefilled(Prefilled(slots, self.tokens(len(done))), now)
+            self.scheduler.prefilled(Prefilled(slots, self.tokens(len(done)), slots), now)
         elif self.scheduler.has_cycle:
             self.draft()
         if self.proposal is None:
@@ -77,19 +95,24 @@ class Rig:
 
     def draft(self) -> None:
         cycle = self.scheduler.start_cycle(time.monotonic_ns())
-        assert 1 <= self.scheduler.num_running <= self.max_num_seqs
+        assert self.scheduler.num_running <= self.max_num_seqs
         slots, base, lengths = [], [], []
         for part in (cycle.drafts, cycle.plain):
             if part is not None:
                 slots += part.slots.tolist()
                 base += part.base.tolist()
                 lengths += part.lengths.tolist()
-        assert len(slots) == len(set(slots)) == self.scheduler.num_running
+        assert len(slots) == len(set(slots))
+        # Whoever is left out waits for the KV that a prefill holds.
+        assert len(slots) == self.scheduler.num_running or self.prefilling
+        if not slots:
+            return
         for slot, start, length in zip(slots, base, lengths, strict=True):
             room = int(self.table.max_len[slot]) - start - 1
             wanted = self.draft_length if self.table.speculates[slot] else 0
             assert length == min(wanted, room)
             assert start == self.table.committed[slot]
+            assert start + length <= self.pools.room(slot)
         ids = np.full((len(slots), max(lengths)), -1, np.int64)
         for row, length in enumerate(lengths):
             ids[row, :length] = self.tokens(length)
@@ -134,17 +157,27 @@ class Rig:
     max_num_seqs=st.integers(1, 4),
     draft_length=st.integers(0, 5),
     cancels=st.booleans(),
+    prefix_caching=st.booleans(),
+    max_num_batched_tokens=st.integers(1, 40),
 )
 def test_every_request_ends_once_and_nothing_leaks(
-    seed: int, max_num_seqs: int, draft_length: int, cancels: bool
+    seed: int,
+    max_num_seqs: int,
+    draft_length: int,
+    cancels: bool,
+    prefix_caching: bool,
+    max_num_batched_tokens: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    rig = Rig(rng, max_num_seqs, draft_length)
+    rig = Rig(rng, max_num_seqs, draft_length, prefix_caching, max_num_batched_tokens)
+    beginning = tuple(rig.tokens(int(rng.integers(1, 20))).tolist())
     requests: dict[int, Request] = {}
     cancelled: set[int] = set()
     while len(requests) < 25 or rig.scheduler.num_open:
         if len(requests) < 25 and rng.random() < 0.4:
             prompt = tuple(rig.tokens(int(rng.integers(1, 20))).tolist())
+            if rng.random() < 0.5:
+                prompt = beginning[: int(rng.integers(0, 20))] + prompt[:5]
             request = Request(
                 prompt=prompt,
                 max_tokens=int(rng.integers(1, MAX_LEN - len(prompt) + 1)),
@@ -162,6 +195,8 @@ def test_every_request_ends_once_and_nothing_leaks(
                 rig.scheduler.end_now(sequence, Finish.ABORT)
         rig.step()
     assert rig.pools.blocks_in_use == 0
+    assert rig.pools.blocks_free + rig.pools.blocks_cached == rig.pools.num_blocks
+    assert prefix_caching or not rig.pools.blocks_cached
     assert rig.admitted == sorted(rig.admitted), "admission must be first come, first served"
     for key, request in requests.items():
         result = rig.results[key]
@@ -181,11 +216,96 @@ def test_every_request_ends_once_and_nothing_leaks(
 
 def test_a_large_request_is_not_overtaken() -> None:
     rig = Rig(np.random.default_rng(0), max_num_seqs=4, draft_length=2)
-    rig.submit(0, Request(prompt=(1,) * 10, max_tokens=30))
-    rig.submit(1, Request(prompt=(1,) * 10, max_tokens=30))
+    rig.submit(0, Request(prompt=(1,) * 35, max_tokens=5))
+    rig.submit(1, Request(prompt=(1,) * 35, max_tokens=5))
     rig.submit(2, Request(prompt=(1,), max_tokens=1))
     rig.step()
     assert rig.admitted == [0]
+
+
+def run_to_end(rig: Rig) -> None:
+    while rig.scheduler.num_open:
+        rig.step()
+
+
+def test_the_youngest_gives_way_and_the_oldest_never_does() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=3, draft_length=2)
+    preempted: list[int] = []
+    preempt = rig.scheduler._preempt
+
+    def watched(sequence: Sequence, now: int) -> None:
+        admitted = [other for other in rig.scheduler._by_slot if other is not None]
+        assert sequence.age == max(other.age for other in admitted)
+        preempted.append(sequence.request)
+        preempt(sequence, now)
+
+    rig.scheduler._preempt = watched  # type: ignore[method-assign]
+    for key in range(6):
+        rig.submit(key, Request(prompt=(1,) * 6, max_tokens=34))
+    run_to_end(rig)
+    assert len(preempted) == rig.counters.preemptions > 3
+    assert 0 not in preempted
+    assert rig.counters.admitted == 6
+    assert all(len(rig.results[key].ids) == 34 for key in range(6))
+
+
+def test_a_pre_empted_request_can_be_cancelled() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=3, draft_length=2)
+    for key in range(3):
+        rig.submit(key, Request(prompt=(1,) * 6, max_tokens=34))
+    while not rig.counters.preemptions:
+        rig.step()
+    assert rig.scheduler.close(2) is None
+    rig.collect()
+    assert rig.results[2].finish is Finish.ABORT
+    run_to_end(rig)
+    assert rig.pools.blocks_in_use == 0
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=2, prefix_caching=True)
+    common = (1, 2, 3, 4, 5, 6, 7, 8)
+    for key in range(4):
+        rig.submit(key, Request(prompt=(*common, 20 + key), max_tokens=2))
+    run_to_end(rig)
+    # All came at once: the others waited for the first one's blocks.
+    assert rig.counters.cached_tokens == 3 * 8
+    rig.submit(4, Request(prompt=common, max_tokens=2))
+    run_to_end(rig)
+    # A token must be left to compute, so the last whole block is computed again.
+    assert rig.counters.cached_tokens == 3 * 8 + 4
+
+
+def test_a_request_that_drafts_takes_only_what_both_models_have() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=2, prefix_caching=True)
+    common = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    for key, (speculate, cached) in enumerate([(False, 0), (True, 0), (True, 8), (False, 8)]):
+        before = rig.counters.cached_tokens
+        rig.submit(key, Request(prompt=common, max_tokens=2, speculate=speculate))
+        run_to_end(rig)
+        assert rig.counters.cached_tokens - before == cached
+
+
+def test_the_output_is_kept_for_the_next_turn() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=0, prefix_caching=True)
+    rig.submit(0, Request(prompt=(1, 2, 3), max_tokens=12))
+    run_to_end(rig)
+    first = (1, 2, 3, *rig.results[0].ids)
+    rig.submit(1, Request(prompt=(*first, 9, 9), max_tokens=2))
+    run_to_end(rig)
+    # The last of the 15 tokens was never fed to the verifier.
+    assert rig.counters.cached_tokens == 12
+
+
+def test_prompt_log_probabilities_do_not_read_the_cache() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=0, prefix_caching=True)
+    for key in range(2):
+        rig.results[key] = Result()
+        rig.requests[key] = Request(prompt=(1,) * 9, max_tokens=2)
+        message = open_message(key, rig.requests[key])
+        rig.scheduler.submit(replace(message, prompt_logprobs=0))
+        run_to_end(rig)
+    assert rig.counters.cached_tokens == 0
 
 
 def test_what_can_never_fit_is_refused_by_name() -> None:

@@ -79,7 +79,9 @@ class Acceptance:
 
 def load_model(folder: Path) -> Any:
     """The checkpoint as a float32 transformers model in evaluation mode."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True
+    ).eval()
 
 
 @torch.no_grad()
@@ -256,18 +258,20 @@ def as_markdown(evaluation: Evaluation) -> str:
     return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n"))
 
 
-def replace_between_markers(text: str, section: str) -> str:
+def replace_between_markers(
+    text: str, section: str, begin_marker: str = BEGIN_MARKER, end_marker: str = END_MARKER
+) -> str:
     """``text`` with everything between the two markers replaced.
 
     Raises ``ValueError`` where a marker is missing.
     """
-    begin, end = text.find(BEGIN_MARKER), text.find(END_MARKER)
+    begin, end = text.find(begin_marker), text.find(end_marker)
     if begin < 0 or end < begin:
         raise ValueError(
-            f"the README lacks the lines {BEGIN_MARKER!r} and {END_MARKER!r}: put them where the "
+            f"the page lacks the lines {begin_marker!r} and {end_marker!r}: put them where the "
             "results belong"
         )
-    return f"{text[: begin + len(BEGIN_MARKER)]}\n\n{section}\n\n{text[end:]}"
+    return f"{text[: begin + len(begin_marker)]}\n\n{section}\n\n{text[end:]}"
 
 
 @click.command()

@@ -60,16 +60,19 @@ def _add_overlapped(request: Request) -> None:
         request.timeline.add_overlapped(state, nanoseconds, count)
 
 
-def take_back(request: Request) -> None:
-    """A request ends here while the worker has it: the rest of the time is the worker's, which
-    does not say any more how it spent it."""
+def take_back(request: Request, state: int = _PUBLISH) -> None:
+    """Go on with ``state`` here, whether the worker has the request or not. If it has, the time
+    since it last said something is its own, and it does not say any more how it spent that."""
     if request.snapshot is not None:
         request.timeline = Timeline.unpack(request.snapshot)
         request.timeline.state = _COMPUTE
         _add_overlapped(request)
-    elif request.opened_ns:
-        request.timeline.enter(_ADMISSION, request.opened_ns)
-    request.timeline.enter(_PUBLISH, time.monotonic_ns())
+        request.snapshot = None
+        request.overlapped = {}
+    elif request.sent_ns:
+        request.timeline.enter(_ADMISSION, request.sent_ns)
+    request.sent_ns = 0
+    request.timeline.enter(state, time.monotonic_ns())
 
 
 def encode_done(request: Request, finish: str, reason: str | int | None) -> bytes:
@@ -101,6 +104,10 @@ def encode_done(request: Request, finish: str, reason: str | int | None) -> byte
     if not request.stream:
         fields["ids"] = request.output_ids
         fields["text"] = "".join(request.texts)
+    if request.logprobs is not None:
+        fields["logprobs"] = request.logprobs
+    if request.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = request.prompt_logprobs
     if request.wants_timeline:
         fields["timeline"] = request.timeline.report(now)
     return protocol.encode("done", **fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import traceback
 from dataclasses import dataclass, replace
 
 from pdv_mp.front.text import TextCodec
@@ -61,7 +62,10 @@ class Admission:
         try:
             return self._codec.encode(prompt)
         except Exception as error:  # the tokenizer library raises plain Exception
-            logger.exception("tokenizing %d characters failed", len(prompt))
+            # Its message may quote the prompt, which no log may hold.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__
+            logger.error("tokenizing %d characters failed: %s at\n%s", len(prompt), kind, where)
             raise ProtocolError(
                 ErrorCode.INTERNAL, "the prompt could not be tokenized", id
             ) from error

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from pdv_mp.front.newcomers import Newcomers, link_number
 from pdv_mp.front.outbox import FIRST_RETRY_SECONDS, Connection, Outgoing, WaitingTokens
+from pdv_mp.wire.protocol import PackedList
 
 if TYPE_CHECKING:
     from pdv_mp.front.journal import Request
@@ -71,6 +73,7 @@ class ClientSocket:
         self._on_gone = on_gone
         self._on_overflow = on_overflow
         self._connections: OrderedDict[bytes, Connection] = OrderedDict()
+        self.newcomers = Newcomers(context, self.socket)
         self._next_number = 1
         self._waiting: dict[bytes, Connection] = {}
         self._gone: list[Connection] = []
@@ -83,27 +86,48 @@ class ClientSocket:
     def receive(self) -> tuple[Connection, list[bytes]] | None:
         """The next message that has arrived: its connection and frames. None if there is none."""
         try:
-            routing_id, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            first, *rest = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
+        frames = [frame.bytes for frame in rest]
         self.messages_received += 1
         self.bytes_received += sum(map(len, frames))
+        routing_id, link = first.bytes, link_number(first)
         connection = self._connections.get(routing_id)
+        if connection is not None and connection.link != link:
+            self._replaced(connection)
+            connection = None
         if connection is None:
-            connection = Connection(routing_id, self._next_number)
+            connection = Connection(routing_id, self._next_number, link)
             self._next_number += 1
             self._connections[routing_id] = connection
-            self._forget_idle()
+            self._forget_idle(connection)
         else:
             self._connections.move_to_end(routing_id)
         return connection, frames
 
-    def _forget_idle(self) -> None:
+    def _replaced(self, connection: Connection) -> None:
+        """Another client has come with the routing id of one that has left, and must get nothing
+        that was meant for it."""
+        connection.outbox.clear()
+        self._waiting.pop(connection.routing_id, None)
+        del self._connections[connection.routing_id]
+        connection.gone = True
+        self._gone.append(connection)
+
+    def _forget_idle(self, newest: Connection) -> None:
+        """Forget the half of the idle connections that was silent for longest, and rather those
+        that have shown no token than others."""
         if len(self._connections) <= MAX_IDLE_CONNECTIONS:
             return
-        for connection in list(self._connections.values())[: MAX_IDLE_CONNECTIONS // 2]:
-            if not connection.open and not connection.outbox:
-                del self._connections[connection.routing_id]
+        idle = [
+            connection
+            for connection in self._connections.values()
+            if not connection.open and not connection.outbox and connection is not newest
+        ]
+        idle.sort(key=lambda connection: connection.authenticated)
+        for connection in idle[: MAX_IDLE_CONNECTIONS // 2]:
+            del self._connections[connection.routing_id]
 
     def send(self, connection: Connection, item: Outgoing) -> None:
         """Send a message, or let it wait behind those that wait already."""
@@ -122,14 +146,21 @@ class ClientSocket:
         self._grew(connection, item.size)
 
     def send_tokens(
-        self, request: Request, offset: int, ids: list[int], drafted: list[int], text: str
+        self,
+        request: Request,
+        offset: int,
+        ids: list[int],
+        drafted: list[int],
+        text: str,
+        logprobs: PackedList | None = None,
     ) -> None:
         """Send a ``tokens`` message, merged with one of the same request that waits."""
         connection = request.connection
         if request.waiting_tokens is not None:
-            self._grew(connection, request.waiting_tokens.extend(ids, drafted, text))
+            growth = request.waiting_tokens.extend(ids, drafted, text, logprobs)
+            self._grew(connection, growth)
             return
-        item = WaitingTokens(request, offset, ids, drafted, text)
+        item = WaitingTokens(request, offset, ids, drafted, text, logprobs)
         if connection.outbox:
             request.waiting_tokens = item
         self.send(connection, item)
@@ -160,9 +191,10 @@ class ClientSocket:
         """Report connections that went or overflowed. Call it once per turn of the loop."""
         while self._gone or self._overflown:
             for connection in self._take(self._gone):
-                connection.outbox.clear()
-                self._waiting.pop(connection.routing_id, None)
-                self._connections.pop(connection.routing_id, None)
+                if self._connections.get(connection.routing_id) is connection:
+                    connection.outbox.clear()
+                    self._waiting.pop(connection.routing_id, None)
+                    del self._connections[connection.routing_id]
                 self._on_gone(connection)
                 connection.open.clear()
             for connection in self._take(self._overflown):
@@ -232,4 +264,5 @@ class ClientSocket:
 
     def close(self, linger_seconds: float) -> None:
         """Close the socket; the context's end waits for what it has queued at most that long."""
+        self.newcomers.close()
         self.socket.close(linger=int(linger_seconds * 1000))

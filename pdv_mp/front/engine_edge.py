@@ -8,6 +8,8 @@ from pathlib import Path
 
 import zmq
 
+from pdv_mp.binding import bind_ipc
+from pdv_mp.flight_record import record_path, take_record
 from pdv_mp.wire import engine as wire
 
 logger = logging.getLogger(__name__)
@@ -16,7 +18,8 @@ logger = logging.getLogger(__name__)
 class EngineEdge:
     """A PAIR socket, bound here. The queue is unbounded; credits bound what can be in it.
 
-    ``peer``: name of the worker at the other end.
+    ``peer``: name of the worker at the other end. ``lost``: it is not there; what is sent is
+    dropped. A worker that is started again gets a socket of its own, see :meth:`reopen`.
     """
 
     def __init__(
@@ -27,28 +30,44 @@ class EngineEdge:
         peer: str,
     ) -> None:
         self.peer = peer
-        self.endpoint = f"ipc://{run_dir}/engine-0"
-        self.socket = context.socket(zmq.PAIR)
-        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
-            self.socket.setsockopt(option, 0)
-        self.socket.bind(self.endpoint)
+        self._context = context
+        self._run_dir = run_dir
         self._generation = generation
+        self._bind()
         self.lost = False
         self.messages_sent = 0
         self.bytes_sent = 0
         self.messages_received = 0
         self.bytes_received = 0
 
+    def _bind(self) -> None:
+        self.socket = self._context.socket(zmq.PAIR)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self.socket.setsockopt(option, 0)
+        path = self._run_dir / wire.engine_socket(self._generation)
+        self.endpoint = bind_ipc(self.socket, path)
+
+    def reopen(self, generation: int) -> frozenset[int]:
+        """The worker died: wait for its next generation on a new :attr:`socket`. Returns the
+        requests that it was working on, by key."""
+        batch = take_record(record_path(self._run_dir, self.peer, self._generation))
+        self.socket.close()
+        self._generation = generation
+        self._bind()
+        self.lost = False
+        return batch
+
     def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
         """Encode a message and hand it to the socket. Without a peer it is dropped and the edge
-        is lost: the worker is gone and its end of the socket with it."""
+        is lost: the worker is gone and its end of the socket with it. The supervisor says what
+        follows."""
         if self.lost:
             return
         frame = wire.encode(message, self._generation, encode_ns)
         try:
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
-            logger.error("the worker's end of %s is gone", self.endpoint)
+            logger.info("the worker's end of %s is gone", self.endpoint)
             self.lost = True
             return
         self.messages_sent += 1

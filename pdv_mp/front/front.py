@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 import time
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import zmq
 
+from pdv_mp.binding import bind_ipc, bind_tcp, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.front.admission import Admission, ModelFacts
+from pdv_mp.front.authentication import Authentication
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.outbox import Connection, Reply
@@ -34,6 +37,13 @@ CLIENT_SOCKET = "client"
 MESSAGES_PER_TURN = 64
 """Most messages taken from one socket before the others are looked at again."""
 
+CLIENTS_TURN_NS = 2_000_000
+"""No more of the clients' messages are taken in a turn after this long: one may cost 0.2 s to
+refuse, and everyone's tokens wait meanwhile."""
+
+MAX_OPEN_FILES = 65_536
+"""Each connection is one; this many are asked for, as far as the hard limit of the process goes."""
+
 ALIVE_TICK_SECONDS = 0.5
 ALIVE_AFTER_NS = 750_000_000
 """A connection that was sent nothing for this long at a tick is due, so one message a second."""
@@ -52,6 +62,10 @@ def run_front(config: EngineConfig, run_dir: Path, control: ControlClient, gener
     Raises ConfigError when the configuration cannot be served or its port is taken, FrontError
     when the worker has another configuration.
     """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         engine = EngineEdge(context, run_dir, generation, topology(config.topology).worker_names[0])
@@ -72,13 +86,14 @@ def _start(
 ) -> None:
     if config.model.model is None:
         raise ConfigError("--model is not resolved; start the server through pdv-launch")
+    authentication = Authentication(config.server)
     codec = TextCodec(Path(config.model.model))
     facts = _wait_for_engine(control, engine)
     if facts is None:
         return
     if facts["fingerprint"] != config.fingerprint:
         raise FrontError("the worker was started with another configuration than the front")
-    front = Front(config, control, context, engine, codec, facts)
+    front = Front(config, control, context, engine, codec, authentication, facts)
     try:
         front.listen(run_dir)
         front.serve()
@@ -105,6 +120,24 @@ def _wait_for_engine(control: ControlClient, engine: EngineEdge) -> dict[str, An
         poller.poll()
 
 
+CHANGING_FACTS = ("processes", "kv_blocks", "max_request_tokens")
+"""What a worker may decide otherwise after a restart; it may only give a request more room."""
+
+
+def _check_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raises FrontError if open requests cannot go on in a worker that was started again."""
+    changed = [
+        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in CHANGING_FACTS and before.get(name) != after.get(name)
+    ]
+    least, room = before["max_request_tokens"], after["max_request_tokens"]
+    if room < least:
+        changed.append(f"max_request_tokens was {least} and is {room}")
+    if changed:
+        raise FrontError(f"the worker came back as another one: {'; '.join(changed)}")
+
+
 class Front:
     """The sockets of the front process and the loop over them."""
 
@@ -115,9 +148,11 @@ class Front:
         context: zmq.Context[zmq.Socket[bytes]],
         engine: EngineEdge,
         codec: TextCodec,
+        authentication: Authentication,
         facts: dict[str, Any],
     ) -> None:
         self._config = config
+        self._authentication = authentication
         self._control = control
         self._engine = engine
         self._instance = secrets.token_hex(8)
@@ -127,6 +162,8 @@ class Front:
             facts["max_model_len"],
             facts["max_request_tokens"],
         )
+        self._engine_facts = facts
+        self._poller = zmq.Poller()
         self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
         self._service = Service(
@@ -155,24 +192,24 @@ class Front:
         server = self._config.server
         router = self._clients.socket
         try:
-            router.bind(f"tcp://{server.host}:{server.port or '*'}")
+            endpoint = bind_tcp(router, resolve_host(server.host), server.port)
         except zmq.ZMQError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise ConfigError(
                 f"--port {server.port} cannot be used on {server.host}: {reason}; "
                 "choose another, or 0 for a free one"
             ) from error
-        endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        ipc = f"ipc://{run_dir / CLIENT_SOCKET}"
-        router.bind(ipc)
+        ipc = bind_ipc(router, run_dir / CLIENT_SOCKET)
         self._endpoints = [endpoint, ipc]
         facts = {"endpoint": endpoint, "ipc": ipc, "pid": os.getpid(), "instance": self._instance}
         self._control.send(control_wire.Ready(name="front", facts=facts))
 
     def serve(self) -> None:
         """The loop: poll, orders first, then tokens, then clients, then what is due."""
-        poller = zmq.Poller()
-        for polled in (self._control.socket, self._engine.socket, self._clients.socket):
+        poller = self._poller
+        newcomers = self._clients.newcomers
+        sockets = (self._control.socket, self._engine.socket, self._clients.socket)
+        for polled in (*sockets, newcomers.socket):
             poller.register(polled, zmq.POLLIN)
         while not self._stopped:
             poller.poll(self._poll_milliseconds())
@@ -180,6 +217,7 @@ class Front:
             while (order := self._control.receive()) is not None:
                 self._obey(order)
             self._take_from_engine(polled_ns)
+            newcomers.admit(MESSAGES_PER_TURN)
             self._take_from_clients()
             self._do_what_is_due()
         self._flush()
@@ -206,10 +244,40 @@ class Front:
         elif isinstance(order, control_wire.Lost):
             self._owes_drained = True
             self._lose(order.name)
+        elif isinstance(order, control_wire.Restarting):
+            self._restart(order)
+
+    def _restart(self, order: control_wire.Restarting) -> None:
+        """A worker died: take what it had still sent, and wait for the next on a new socket."""
+        if self._service.restarting is None:
+            while (message := self._engine.receive()) is not None:
+                self._take(message)
+        self._poller.unregister(self._engine.socket)
+        batch = self._engine.reopen(order.generation)
+        self._poller.register(self._engine.socket, zmq.POLLIN)
+        self._service.restart(order.name, batch, order.restarts_left)
+        self._reporter.without(order.name)
+        self._answer_all_info()
+
+    def _resume(self, facts: dict[str, Any]) -> None:
+        """The worker is back. Raises FrontError if it is not what it was: then the requests that
+        are open are lost."""
+        try:
+            _check_same(self._engine_facts, facts)
+        except FrontError:
+            self._lose(self._engine.peer)
+            self._flush()
+            raise
+        self._reporter.restarted(facts)
+        self._service.resume()
 
     def _lose(self, name: str) -> None:
         self._engine.lost = True
         self._service.lose(name)
+        self._answer_all_info()
+
+    def _answer_all_info(self) -> None:
+        """Answer without the engine, which is gone."""
         waiters = self._info_waiters + self._info_next
         self._info_waiters, self._info_next = [], []
         self._answer_info(waiters, {})
@@ -221,19 +289,26 @@ class Front:
             first = None
             if message is None:
                 return
-            if self._service.lost is not None:
-                continue
-            if isinstance(message, engine_wire.Tokens):
-                self._service.tokens(message)
-            elif isinstance(message, engine_wire.InfoReply):
-                self._answer_info(self._info_waiters, message.info)
-                self._info_waiters, self._info_next = self._info_next, []
-                if self._info_waiters:
-                    self._ask_info()
-            else:
-                raise FrontError(f"the worker sent an unexpected {type(message).__name__}")
+            if self._service.lost is None:
+                self._take(message)
+
+    def _take(self, message: engine_wire.EngineMessage) -> None:
+        if isinstance(message, engine_wire.Tokens):
+            self._service.tokens(message)
+        elif isinstance(message, engine_wire.PromptLogprobs):
+            self._service.prompt_logprobs(message)
+        elif isinstance(message, engine_wire.InfoReply):
+            self._answer_info(self._info_waiters, message.info)
+            self._info_waiters, self._info_next = self._info_next, []
+            if self._info_waiters:
+                self._ask_info()
+        elif isinstance(message, engine_wire.EngineReady) and self._service.restarting is not None:
+            self._resume(message.facts)
+        else:
+            raise FrontError(f"the worker sent an unexpected {type(message).__name__}")
 
     def _take_from_clients(self) -> None:
+        end = time.monotonic_ns() + CLIENTS_TURN_NS
         for _ in range(MESSAGES_PER_TURN):
             received = self._clients.receive()
             if received is None:
@@ -243,13 +318,27 @@ class Front:
                 self._handle(connection, frames, time.monotonic_ns())
             except ProtocolError as error:
                 self._service.refuse(connection, error)
+            if time.monotonic_ns() >= end:
+                return
 
     def _handle(self, connection: Connection, frames: list[bytes], received_ns: int) -> None:
         if len(frames) != 1:
             raise ProtocolError(
                 ErrorCode.BAD_REQUEST, f"a message is one frame, not {len(frames)}; use a DEALER"
             )
-        message = client_messages.decode_client(frames[0], self._config.server.max_message_bytes)
+        message = client_messages.decode_client(
+            frames[0],
+            self._config.server.max_message_bytes,
+            self._authentication.allowed(connection),
+        )
+        harmless = isinstance(message, (client_messages.Hello, client_messages.Ping))
+        if not connection.has_assigned_id and not harmless:
+            raise ProtocolError(
+                ErrorCode.BAD_REQUEST,
+                "the socket's routing id (identity) must be left to libzmq: another client could "
+                "choose the same one",
+                getattr(message, "id", None),
+            )
         if isinstance(message, client_messages.Generate):
             self._service.generate(connection, message, received_ns)
         elif isinstance(message, client_messages.Cancel):
@@ -258,6 +347,7 @@ class Front:
             identity = {"instance": self._instance, "connection": connection.number}
             self._reply(connection, "pong", n=message.n, **identity)
         elif isinstance(message, client_messages.Hello):
+            self._authentication.hello(connection, message)
             self._reply(connection, "welcome", **self._reporter.welcome(connection))
         elif isinstance(message, client_messages.Info):
             self._request_info(connection)
@@ -273,7 +363,7 @@ class Front:
 
     def _request_info(self, connection: Connection) -> None:
         """At most one question to the engine is on its way; it answers all who asked before it."""
-        if self._engine.lost:
+        if self._engine.lost or self._service.restarting is not None:
             self._answer_info([connection], {})
         elif self._info_waiters:
             self._info_next.append(connection)
@@ -301,8 +391,6 @@ class Front:
             self._send_alive()
             self._next_tick = now + ALIVE_TICK_SECONDS
         self._service.end_turn()
-        if self._engine.lost and self._service.lost is None:
-            self._lose(self._engine.peer)
         if not self._service.journal.open:
             if self._owes_drained:
                 self._control.send(control_wire.Drained())

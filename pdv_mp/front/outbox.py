@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from pdv_mp.wire import protocol
+from pdv_mp.wire.protocol import PackedList
 
 if TYPE_CHECKING:
     from pdv_mp.front.journal import Request
@@ -70,24 +71,35 @@ class LastMessage:
 class WaitingTokens:
     """One ``tokens`` message, which grows for as long as it is not encoded."""
 
-    __slots__ = ("_drafted", "_ids", "_offset", "_texts", "request", "size")
+    __slots__ = ("_drafted", "_ids", "_logprobs", "_offset", "_texts", "request", "size")
 
     def __init__(
-        self, request: Request, offset: int, ids: list[int], drafted: list[int], text: str
+        self,
+        request: Request,
+        offset: int,
+        ids: list[int],
+        drafted: list[int],
+        text: str,
+        logprobs: PackedList | None,
     ) -> None:
         self.request = request
         self._offset = offset
         self._ids = ids
         self._drafted = drafted
         self._texts = [text]
-        self.size = _MESSAGE_OVERHEAD + _size(ids, text)
+        self._logprobs = logprobs
+        self.size = _MESSAGE_OVERHEAD + _size(ids, text, logprobs)
 
-    def extend(self, ids: list[int], drafted: list[int], text: str) -> int:
+    def extend(
+        self, ids: list[int], drafted: list[int], text: str, logprobs: PackedList | None
+    ) -> int:
         """Merge what came after. Returns by how many bytes the message grew."""
         self._ids = self._ids + ids
         self._drafted = self._drafted + drafted
         self._texts.append(text)
-        growth = _size(ids, text)
+        if self._logprobs is not None and logprobs is not None:
+            self._logprobs.extend(logprobs)
+        growth = _size(ids, text, logprobs)
         self.size += growth
         return growth
 
@@ -97,23 +109,35 @@ class WaitingTokens:
         seq = request.next_seq
         request.next_seq += 1
         return protocol.tokens(
-            request.id, seq, self._offset, self._ids, self._drafted, "".join(self._texts)
+            request.id,
+            seq,
+            self._offset,
+            self._ids,
+            self._drafted,
+            "".join(self._texts),
+            self._logprobs,
         )
 
     def sent(self) -> None:
         pass
 
 
-def _size(ids: list[int], text: str) -> int:
-    return BYTES_PER_ID * len(ids) + len(text.encode())
+def _size(ids: list[int], text: str, logprobs: PackedList | None) -> int:
+    size = BYTES_PER_ID * len(ids) + len(text.encode())
+    return size if logprobs is None else size + len(logprobs.data)
 
 
 class Connection:
-    """One client. ``open``: requests whose last message has not been sent, by the client's id."""
+    """One client. ``open``: requests whose last message has not been sent, by the client's id.
+
+    ``number`` is told to the client; ``link`` is the number of the transport connection.
+    ``authenticated``: it has sent the server's token."""
 
     __slots__ = (
+        "authenticated",
         "gone",
         "last_sent_ns",
+        "link",
         "number",
         "open",
         "outbox",
@@ -123,9 +147,10 @@ class Connection:
         "routing_id",
     )
 
-    def __init__(self, routing_id: bytes, number: int) -> None:
+    def __init__(self, routing_id: bytes, number: int, link: int) -> None:
         self.routing_id = routing_id
         self.number = number
+        self.link = link
         self.open: dict[str, Request] = {}
         self.outbox: deque[tuple[Outgoing, bytes | None]] = deque()
         self.outbox_bytes = 0
@@ -133,6 +158,12 @@ class Connection:
         self.retry_at = 0.0
         self.retry_seconds = FIRST_RETRY_SECONDS
         self.gone = False
+        self.authenticated = False
+
+    @property
+    def has_assigned_id(self) -> bool:
+        """Whether libzmq made the routing id: a zero byte, then four of a number."""
+        return len(self.routing_id) == 5 and self.routing_id[0] == 0
 
     def drop_tokens(self) -> None:
         """Drop the waiting ``tokens`` of requests that have no last message yet."""

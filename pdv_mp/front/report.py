@@ -27,6 +27,16 @@ class Reporter:
         self._instance = instance
         self._limits = limits
 
+    def without(self, name: str) -> None:
+        """The process ``name`` died and is being started again."""
+        processes = self._facts.get("processes", {})
+        others = {other: pid for other, pid in processes.items() if other != name}
+        self._facts = {**self._facts, "processes": others}
+
+    def restarted(self, facts: dict[str, Any]) -> None:
+        """The worker is back with these facts."""
+        self._facts = facts
+
     def welcome(self, connection: Connection) -> dict[str, Any]:
         """Fields of a ``welcome``."""
         return {
@@ -66,6 +76,7 @@ class Reporter:
             "waiting_requests": service.journal.num_waiting,
             "closing_requests": service.journal.num_closing,
             "free_credits": service.journal.credits,
+            "restarts": service.restarts,
             "connections": clients.num_connections,
             "finished": dict(service.finished),
             "errors": dict(service.errors),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,15 @@ from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.connections import MAX_WAITING_BYTES, ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.journal import Journal, Request
+from pdv_mp.front.logprobs import LogprobReader
 from pdv_mp.front.outbox import BYTES_PER_ID, Connection, LastMessage, Reply
+from pdv_mp.front.request_log import RequestLog
 from pdv_mp.front.stops import OutputText
 from pdv_mp.front.text import TextCodec
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import engine as wire
-from pdv_mp.wire.protocol import ErrorCode, ProtocolError
+from pdv_mp.wire.protocol import ErrorCode, PackedList, ProtocolError
 
 _MILLISECOND = 1_000_000
 
@@ -30,6 +32,7 @@ _TEXT = state_index("front.text")
 _QUEUE = state_index("front.queue")
 _PUBLISH = state_index("front.publish")
 _OUTBOX = state_index("front.outbox")
+_RESTART = state_index("front.restart")
 _OPEN_ENCODE = state_index("front>verify.encode")
 
 _FINISH_NAMES = {
@@ -55,12 +58,15 @@ class Service:
         self._codec = codec
         self._facts = facts
         self._max_open = config.scheduling.max_open_requests
+        self._request_log = RequestLog(config.server.log_requests)
         self._admission = admission
         self.clients = clients(self)
         self._engine = engine
         self.journal = Journal(credits)
         self._close: list[int] = []
         self.draining = False
+        self.restarting: str | None = None
+        self.restarts = 0
         self.lost: str | None = None
         self.finished: Counter[str] = Counter(stop=0, length=0, abort=0)
         self.errors: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
@@ -99,15 +105,19 @@ class Service:
             output=OutputText(self._codec.detokenizer(), params.stop),
             timeline=timeline,
             arrived_ns=received_ns,
+            logprobs=None if message.stream or params.logprobs is None else PackedList(),
+            prompt_logprobs=None if params.prompt_logprobs is None else PackedList(),
         )
         connection.open[request.id] = request
         self.journal.add(request)
         accepted = protocol.accepted(request.id, len(prompt_ids), params.seed or 0)
         self.clients.send(connection, Reply(accepted))
+        self._request_log.accepted(request, message)
         request.queued_ns = time.monotonic_ns()
         self.admit()
-        if not request.opened_ns:
-            timeline.enter(_QUEUE, request.queued_ns)
+        if not request.sent_ns:
+            waiting = _QUEUE if self.restarting is None else _RESTART
+            timeline.enter(waiting, request.queued_ns)
 
     def _check_open(self, connection: Connection, id: str) -> None:
         if id in connection.open:
@@ -127,10 +137,18 @@ class Service:
             )
 
     def admit(self) -> None:
-        """Open waiting requests at the scheduler while it has credits."""
+        """Open waiting requests at the scheduler while it has credits.
+
+        One that was opened before goes on where it was: what it has of its output is part of the
+        prompt now. The noise of its tokens depends on their absolute positions, so they are those
+        that would have followed.
+        """
+        if self.restarting is not None:
+            return
         while (request := self.journal.admit()) is not None:
             now = time.monotonic_ns()
-            request.opened_ns = now
+            request.opened_ns = request.opened_ns or now
+            request.sent_ns = now
             request.timeline.enter(_OPEN_ENCODE, now)
             params = request.params
             stop_ids = params.stop_token_ids
@@ -138,8 +156,8 @@ class Service:
                 stop_ids += self._facts.eos_ids
             message = wire.Open(
                 request=request.key,
-                prompt_ids=request.prompt_ids,
-                max_tokens=params.max_tokens or 1,
+                prompt_ids=request.all_ids,
+                max_tokens=(params.max_tokens or 1) - len(request.output_ids),
                 sampling=(
                     params.temperature,
                     params.top_k,
@@ -152,7 +170,7 @@ class Service:
                 report_timeline=request.wants_timeline,
                 timeline=request.timeline.pack(),
                 logprobs=-1 if params.logprobs is None else params.logprobs,
-                prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
+                prompt_logprobs=request.wanted_prompt_logprobs,
             )
             self._engine.send(message, now)
 
@@ -167,6 +185,7 @@ class Service:
         cached = message.cached.tolist()
         queued = message.queued_ns.tolist()
         ids = message.ids.tolist()
+        logprobs = None if message.logprobs is None else LogprobReader(message.logprobs)
         start = 0
         for entry, (key, count) in enumerate(
             zip(message.requests.tolist(), message.counts.tolist(), strict=True)
@@ -177,30 +196,64 @@ class Service:
             if request is None:  # it ended here before
                 if finish is not wire.Finish.NONE:
                     self.journal.release(key)
+            elif request.parking and finish is wire.Finish.ABORT:
+                self.journal.park(request)
+                take_back(request, _QUEUE)
             else:
                 request.speculation.add(drafted[entry], accepted[entry])
-                request.engine_queued_ns = queued[entry]
-                request.cached_tokens = max(request.cached_tokens, cached[entry])
+                if not request.output_ids:  # of its first admission
+                    request.engine_queued_ns = queued[entry]
+                    request.cached_tokens = cached[entry]
                 if finish is wire.Finish.FAILED:
                     self.journal.finish(request)
                     text = texts.get(entry, "the worker could not serve this request")
                     self._fail(request, ErrorCode.INTERNAL, text)
                 else:
-                    self._deliver(
+                    self._take(
                         request,
-                        ids[start:end],
-                        min(accepted[entry], count),
                         finish,
-                        stop_ids[entry],
-                        timelines.get(entry),
-                        message.stamps,
+                        (
+                            ids[start:end],
+                            logprobs,
+                            start,
+                            min(accepted[entry], count),
+                            finish,
+                            stop_ids[entry],
+                            timelines.get(entry),
+                            message.stamps,
+                        ),
                     )
             start = end
+
+    def _take(self, request: Request, finish: wire.Finish, entry: tuple[Any, ...]) -> None:
+        """Deliver an entry, given as the arguments of :meth:`_deliver`, unless it must wait for
+        what the next one proves of its request."""
+        quarantine = self.journal.quarantine
+        going_on = finish is wire.Finish.NONE
+        request.entries += 1
+        if going_on and quarantine.holds(request):
+            request.held = entry
+            return
+        if request.held is not None:
+            held, request.held = request.held, None
+            self._deliver(request, *held)
+            if request.ended:
+                if not going_on:
+                    self.journal.release(request.key)
+                return
+        self._deliver(request, *entry)
+        if request.ended or not quarantine.is_cleared(request):
+            return
+        if quarantine.next_suspect is not None:  # which must be alone in its turn
+            request.parking = True
+            self._close.append(request.key)
 
     def _deliver(
         self,
         request: Request,
         ids: list[int],
+        logprobs: LogprobReader | None,
+        logprob_row: int,
         num_drafted: int,
         finish: wire.Finish,
         stop_id: int,
@@ -218,7 +271,10 @@ class Service:
         ending = piece.stop is not None or finish is not wire.Finish.NONE
         if snapshot is not None:
             account(request, snapshot, stamps, started_ns, text_ns, ending)
-        self._emit(request, ids, flags, piece.text)
+        packed = None
+        if request.params.logprobs is not None:
+            packed = PackedList() if logprobs is None else logprobs.pack(ids, logprob_row)
+        self._emit(request, ids, flags, piece.text, packed)
         if not ending:
             return
         if finish is not wire.Finish.NONE:
@@ -231,14 +287,39 @@ class Service:
             reason = stop_id if finish is wire.Finish.STOP and stop_id >= 0 else None
             self._done(request, _FINISH_NAMES[finish], reason)
 
-    def _emit(self, request: Request, ids: list[int], flags: list[int], text: str) -> None:
+    def _emit(
+        self,
+        request: Request,
+        ids: list[int],
+        flags: list[int],
+        text: str,
+        logprobs: PackedList | None,
+    ) -> None:
         offset = len(request.output_ids)
         request.output_ids += ids
         request.drafted += flags
         if not request.stream:
             request.texts.append(text)
+            if request.logprobs is not None and logprobs is not None:
+                request.logprobs.extend(logprobs)
         elif ids or text:
-            self.clients.send_tokens(request, offset, ids, flags, text)
+            self.clients.send_tokens(request, offset, ids, flags, text, logprobs)
+
+    def prompt_logprobs(self, message: wire.PromptLogprobs) -> None:
+        """Collect a part of a prompt's log-probabilities; what has arrived before is dropped.
+
+        Raises ValueError for a part that leaves a gap.
+        """
+        request = self.journal.open.get(message.request)
+        if request is None or request.prompt_logprobs is None:
+            return  # it ended here before
+        known = request.prompt_logprobs.count
+        skipped = known - (message.start - 1)
+        if skipped < 0:
+            raise ValueError(f"prompt log-probabilities from {message.start} on follow {known}")
+        end = message.start + len(message.logprobs.chosen)
+        ids = request.prompt_ids[message.start + skipped : end].tolist()
+        request.prompt_logprobs.extend(LogprobReader(message.logprobs).pack(ids, skipped))
 
     def cancel(self, connection: Connection, id: str) -> None:
         """End a request with ``abort``, unless it is over or was never open."""
@@ -254,7 +335,8 @@ class Service:
     def _abort(self, request: Request) -> None:
         self._end(request)
         take_back(request)
-        self._emit(request, [], [], request.output.push((), final=True).text)
+        logprobs = None if request.params.logprobs is None else PackedList()
+        self._emit(request, [], [], request.output.push((), final=True).text, logprobs)
         self._done(request, "abort", None)
 
     def _end(self, request: Request) -> None:
@@ -274,17 +356,27 @@ class Service:
         if not request.stream:
             size = BYTES_PER_ID * len(request.output_ids)
             size += sum(len(text.encode()) for text in request.texts)
+        for logprobs in (request.logprobs, request.prompt_logprobs):
+            if logprobs is not None:
+                size += len(logprobs.data)
         self.clients.send(
             request.connection,
             LastMessage(request, lambda: encode_done(request, finish, reason), size),
         )
 
-    def _fail(self, request: Request, code: ErrorCode, message: str) -> None:
+    def _fail(
+        self, request: Request, code: ErrorCode, message: str, retryable: bool | None = None
+    ) -> None:
         """Send the ``error`` that ends a request; the journal knows already that it is over."""
         self.errors[code.value] += 1
+        request.logprobs = request.prompt_logprobs = None
         self.clients.send(
             request.connection,
-            LastMessage(request, lambda: protocol.error(code, message, request.id), len(message)),
+            LastMessage(
+                request,
+                lambda: protocol.error(code, message, request.id, retryable=retryable),
+                len(message),
+            ),
         )
 
     def connection_gone(self, connection: Connection) -> None:
@@ -304,8 +396,33 @@ class Service:
                 self._end(request)
                 self._fail(request, ErrorCode.SLOW_CONSUMER, message)
 
+    def restart(self, name: str, batch: Collection[int], restarts_left: int) -> None:
+        """The process ``name`` died while it worked on ``batch`` (keys), and comes back: every open
+        request waits for it, but those that keep killing it."""
+        self.restarting = name
+        self.restarts += 1
+        self._close.clear()
+        condemned = self.journal.restart(batch, restarts_left)
+        for request in self.journal.open.values():
+            take_back(request, _RESTART)
+        for request in condemned:
+            self.journal.end(request)
+            text = (
+                f"process {name} died {request.all_deaths} times while it worked on this request, "
+                "at last with no other; it is not tried again"
+            )
+            self._fail(request, ErrorCode.INTERNAL, text, retryable=False)
+
+    def resume(self) -> None:
+        """The process that died is back: go on with what waits for it."""
+        self.restarting = None
+        now = time.monotonic_ns()
+        for request in self.journal.open.values():
+            request.timeline.enter(_QUEUE, now)
+        self.admit()
+
     def lose(self, name: str) -> None:
-        """The process ``name`` died: every open request gets ``lane_failed``."""
+        """The process ``name`` died for good: every open request gets ``lane_failed``."""
         self.lost = name
         self._close.clear()
         for request in list(self.journal.open.values()):

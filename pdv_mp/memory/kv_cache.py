@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pdv_mp.model.architecture import ModelConfig
+    from pdv_mp.model.shape import ModelShape
 
 
 class KVCache(ABC):
@@ -36,7 +36,7 @@ class KVCache(ABC):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         num_slots: int,
         max_model_len: int,
         dtype: torch.dtype,
@@ -206,17 +206,22 @@ class ContiguousKVCache(KVCache):
     back. Reads count too: a lane shorter than its group's context, or one that bridges a gap
     between slots, is read to that context, of which `committed_bytes` tells the effect. Batches
     whose slots are close together need the fewest calls: use low slots first.
+
+    Beside the runs there is a store of `stored_blocks` places, [layers, 2, heads, block_size,
+    head_dim] each, for what is to outlive a sequence: `save` copies blocks out of a run, `load`
+    into one.
     """
 
     _consecutive = True
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         num_slots: int,
         max_model_len: int,
         dtype: torch.dtype,
         block_size: int,
+        stored_blocks: int = 0,
     ) -> None:
         super().__init__(config, num_slots, max_model_len, dtype, block_size, torch.device("cpu"))
         shape = (
@@ -237,6 +242,41 @@ class ContiguousKVCache(KVCache):
         # [layer, slot, position, key or value, head, head_dim]: one or two indices address a row.
         self._rows = pool.permute(1, 0, 4, 2, 3, 5)
         self._layer_rows = self._rows.unbind(0)
+        # [slot, layer, key or value, head, block, position in the block, head_dim]
+        self._run_blocks = pool.view(*pool.shape[:4], -1, block_size, self._head_dim)
+        self._store: SharedBuffer | None = None
+        self._places = torch.empty(0)
+        if stored_blocks:
+            place = (self._num_layers, 2, self._num_kv_heads, block_size, self._head_dim)
+            place_bytes = int(np.prod(place)) * dtype.itemsize
+            self._place_bytes = blocks_for(place_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
+            self._store = SharedBuffer.create(stored_blocks * self._place_bytes, "pdv_mp-kv-store")
+            strides = torch.empty(place, device="meta").stride()
+            self._places = (
+                self._store.tensor()
+                .view(dtype)
+                .as_strided(
+                    (stored_blocks, *place), (self._place_bytes // dtype.itemsize, *strides)
+                )
+            )
+
+    def save(self, slot: int, indices: Sequence[int], places: Sequence[int]) -> None:
+        """Copy the blocks `indices` of a slot's run to these places of the store."""
+        if len(places):
+            blocks = self._run_blocks[slot].index_select(3, torch.tensor(indices))
+            self._places.index_copy_(0, torch.tensor(places), blocks.movedim(3, 0))
+
+    def load(self, slot: int, places: Sequence[int]) -> None:
+        """Copy these places of the store to the first blocks of a slot's run."""
+        if len(places):
+            blocks = self._places.index_select(0, torch.tensor(places))
+            self._run_blocks[slot, :, :, :, : len(places)] = blocks.movedim(0, 3)
+
+    def discard_stored(self, place: int) -> None:
+        """Give the memory of a place of the store back to the system; its contents are gone."""
+        if self._store is None:
+            raise ValueError("the cache has no store")
+        self._store.discard(place * self._place_bytes, self._place_bytes)
 
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
         rows = kv.view(-1, 2, self._num_kv_heads, self._head_dim)
@@ -252,14 +292,17 @@ class ContiguousKVCache(KVCache):
         self._buffer.discard(slot * self._slot_bytes, self._slot_bytes)
 
     def committed_bytes(self) -> int:
-        """Memory that all slots together really occupy, in bytes: exact, in constant time."""
-        return self._buffer.committed_bytes()
+        """Memory that slots and store really occupy, in bytes: exact, in constant time."""
+        stored = 0 if self._store is None else self._store.committed_bytes()
+        return self._buffer.committed_bytes() + stored
 
     def close(self) -> None:
         """Give all memory back; the cache cannot be used afterwards."""
-        self._runs = self._rows = torch.empty(0)
+        self._runs = self._rows = self._run_blocks = self._places = torch.empty(0)
         self._layer_rows = ()
         self._buffer.close()
+        if self._store is not None:
+            self._store.close()
 
     def _destination(
         self, batch: ForwardBatch
@@ -287,7 +330,7 @@ class PagedKVCache(KVCache):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         num_blocks: int,
         block_size: int,
         num_slots: int,

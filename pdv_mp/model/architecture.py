@@ -1,21 +1,19 @@
-"""What a checkpoint's config.json says, reduced to what the forward pass needs.
+"""What a checkpoint's config.json says, reduced to what our own forward pass needs.
 
 Nothing here imports torch: the launcher checks models before it starts any process.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pdv_mp.model.errors import ModelError
+from pdv_mp.model.config_file import ConfigFile
+from pdv_mp.model.errors import ModelError, UnsupportedModelError
+from pdv_mp.model.shape import ModelShape
 
 RopeKind = Literal["default", "linear", "llama3"]
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,100 +78,50 @@ class RopeConfig:
     original_max_position_embeddings: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(ModelShape):
     """Shape and constants of one Llama-family model.
 
-    `attention_bias` means biases on q, k and v; `attention_output_bias` on o. `sliding_window` is
-    the window in tokens or None: full attention is computed, so a longer context is refused.
+    `attention_bias` means biases on q, k and v; `attention_output_bias` on o.
     """
 
-    architecture: str
-    vocab_size: int
     hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     intermediate_size: int
     rms_norm_eps: float
     rope: RopeConfig
-    max_position_embeddings: int
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    sliding_window: int | None = None
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    dtype: str = "float32"
-
-    @property
-    def group_size(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.num_heads // self.num_kv_heads
-
-    @property
-    def context_limit(self) -> int:
-        """The largest max_model_len that `check_max_model_len` accepts, in tokens."""
-        if self.sliding_window is None:
-            return self.max_position_embeddings
-        return min(self.max_position_embeddings, self.sliding_window)
-
-    def check_max_model_len(self, max_model_len: int) -> None:
-        """Raise ModelError when this model cannot attend over `max_model_len` tokens."""
-        if max_model_len > self.max_position_embeddings:
-            raise ModelError(
-                f"max_model_len {max_model_len} exceeds the model's context of "
-                f"{self.max_position_embeddings} tokens; choose at most that."
-            )
-        if self.sliding_window is not None and max_model_len > self.sliding_window:
-            raise ModelError(
-                f"max_model_len {max_model_len} exceeds the model's sliding window of "
-                f"{self.sliding_window} tokens and sliding-window attention is not supported; "
-                f"choose at most {self.sliding_window}."
-            )
-
-    def kv_bytes_per_token(self, dtype: object) -> int:
-        """Bytes of keys and values of one token in all layers; `dtype` as 'float32' or torch's."""
-        name = str(dtype).removeprefix("torch.")
-        if name not in DTYPE_BYTES:
-            raise ValueError(f"KV caches are float32, bfloat16 or float16, not {name}")
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[name]
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
         """Read config.json, and generation_config.json for the end-of-sequence ids.
 
-        Raises ModelError with one sentence for a missing or unreadable file, an architecture, rope
-        scaling, activation or quantisation that is not supported, and impossible sizes.
+        Raises UnsupportedModelError for an architecture, rope scaling, activation or kind of layer
+        that our forward pass does not know, ModelError for a missing or unreadable file, quantised
+        weights and impossible sizes; one sentence each.
         """
         folder = Path(folder)
-        config = _Reader(folder / "config.json", read_json(folder / "config.json"))
-        architectures = config.values.get("architectures") or []
-        name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+        config = ConfigFile.of(folder)
+        name = config.architecture
         if name not in FAMILIES:
-            raise ModelError(
+            raise UnsupportedModelError(
                 f"{folder}: architecture {name or '(none given)'} is not supported; supported are "
                 f"{', '.join(FAMILIES)}."
             )
         family = FAMILIES[name]
-        if config.values.get("quantization_config") is not None:
-            raise ModelError(
-                f"{folder}: quantised checkpoints are not supported; use one in bfloat16, float16 "
-                "or float32."
-            )
+        config.refuse_quantised()
         activation = config.values.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
-            raise ModelError(f"{folder}: activation {activation} is not supported; only silu is.")
+            raise UnsupportedModelError(
+                f"{folder}: activation {activation} is not supported; only silu is."
+            )
         num_heads = config.integer("num_attention_heads")
         hidden_size = config.integer("hidden_size")
         head_dim = config.integer("head_dim", family.head_dim or hidden_size // num_heads)
         attention_bias = family.may_have_attention_bias and config.flag("attention_bias")
-        generation = folder / "generation_config.json"
-        generation_values = read_json(generation) if generation.exists() else {}
-        eos = generation_values.get("eos_token_id")
         result = cls(
             architecture=name,
             vocab_size=config.integer("vocab_size"),
@@ -195,10 +143,8 @@ class ModelConfig:
             qk_norm=family.qk_norm,
             sliding_window=_sliding_window(config, family),
             bos_token_id=config.token_id("bos_token_id"),
-            eos_token_ids=config.token_ids(
-                eos if eos is not None else config.values.get("eos_token_id")
-            ),
-            dtype=str(config.values.get("dtype") or config.values.get("torch_dtype") or "float32"),
+            eos_token_ids=config.eos_token_ids,
+            dtype=config.dtype,
         )
         if result.num_heads % result.num_kv_heads:
             raise ModelError(
@@ -210,77 +156,20 @@ class ModelConfig:
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Typed access to the values of one JSON file, with errors that name file and key."""
-
-    path: Path
-    values: dict[str, Any]
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise ModelError(f"{self.path}: {key} is missing.")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ModelError(f"{self.path}: {key} must be a positive integer, not {value!r}.")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise ModelError(f"{self.path}: {key} is missing.")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise ModelError(f"{self.path}: {key} must be a positive number, not {value!r}.")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.values.get(key)
-        if value is None:
-            return False
-        if not isinstance(value, bool):
-            raise ModelError(f"{self.path}: {key} must be true or false, not {value!r}.")
-        return value
-
-    def token_ids(self, value: object) -> tuple[int, ...]:
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
-            raise ModelError(f"{self.path}: {value!r} is not a token id or a list of token ids.")
-        return tuple(dict.fromkeys(ids))
-
-    def token_id(self, key: str) -> int | None:
-        ids = self.token_ids(self.values.get(key))
-        return ids[0] if ids else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ModelError when it is missing, unreadable or not an object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent}: {path.name} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} does not hold a JSON object.")
-    return values
-
-
-def _rope(config: _Reader) -> RopeConfig:
+def _rope(config: ConfigFile) -> RopeConfig:
     """Rope settings, from `rope_parameters` (transformers 5) or `rope_theta`/`rope_scaling`."""
     values = config.values
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(scaling, dict) or any(isinstance(item, dict) for item in scaling.values()):
-        raise ModelError(f"{config.path}: rope settings per layer type are not supported.")
+        raise UnsupportedModelError(
+            f"{config.path}: rope settings per layer type are not supported."
+        )
     for source in (scaling, values):
         if source.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise ModelError(f"{config.path}: partial rotary embedding is not supported.")
-    reader = _Reader(config.path, scaling)
+            raise UnsupportedModelError(
+                f"{config.path}: partial rotary embedding is not supported."
+            )
+    reader = ConfigFile(config.path, scaling)
     theta = reader.number("rope_theta", config.number("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
@@ -299,19 +188,21 @@ def _rope(config: _Reader) -> RopeConfig:
             high,
             reader.integer("original_max_position_embeddings"),
         )
-    raise ModelError(
+    raise UnsupportedModelError(
         f"{config.path}: rope type {kind!r} is not supported; supported are default, linear and "
         "llama3."
     )
 
 
-def _sliding_window(config: _Reader, family: _Family) -> int | None:
+def _sliding_window(config: ConfigFile, family: _Family) -> int | None:
     values = config.values
     layer_types = values.get("layer_types")
     if layer_types is not None:
         unknown = sorted(set(map(str, layer_types)) - {"full_attention", "sliding_attention"})
         if unknown:
-            raise ModelError(f"{config.path}: layers of type {unknown[0]} are not supported.")
+            raise UnsupportedModelError(
+                f"{config.path}: layers of type {unknown[0]} are not supported."
+            )
         if "sliding_attention" not in layer_types:
             return None
     if family.sliding_window_switch and not config.flag("use_sliding_window"):

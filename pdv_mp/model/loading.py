@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdv_mp.model.architecture import ModelConfig, read_json
+from pdv_mp.model.architecture import ModelConfig
+from pdv_mp.model.config_file import ConfigFile, read_json
 from pdv_mp.model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def resolve_model(name: str) -> Path:
         raise ModelError(f"{name}: no such folder.")
     else:
         folder = _download(name)
-    read_json(folder / "config.json")
+    if read_json(folder / "config.json").get("auto_map"):
+        raise ModelError(
+            f"{folder}: config.json asks for code of the model's own (auto_map), which is never "
+            "run; if the model is a standard one, remove auto_map from a copy of its folder."
+        )
     weight_files(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
@@ -126,7 +131,7 @@ def _vocabulary(folder: Path) -> dict[int, str]:
     """Token by id, for the ids that the model can embed."""
     path = folder / "tokenizer.json"
     tokenizer = read_json(path)
-    size = ModelConfig.from_folder(folder).vocab_size
+    size = ConfigFile.of(folder).integer("vocab_size")
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):
@@ -176,9 +181,9 @@ def load_weights(
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}.") from error
     if pending:
-        raise ModelError(f"{folder}: tensors are missing: {_some(list(pending))}.")
+        raise ModelError(f"{folder}: tensors are missing: {some(list(pending))}.")
     if unexpected:
-        raise ModelError(f"{folder}: unexpected tensors: {_some(unexpected)}.")
+        raise ModelError(f"{folder}: unexpected tensors: {some(unexpected)}.")
     return weights
 
 
@@ -219,6 +224,7 @@ def _allocate(
     return Weights(manifest, into)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,5 +1,6 @@
 """Speculative decoding's own rules.
 
-``noise``: Gumbel noise shared by draft and verifier. ``sampling``: logits to tokens.
-``acceptance``: which draft tokens are kept.
+``noise``: random numbers by seed and position. ``sampling``: logits to tokens. ``acceptance``: the
+interface of what decides which draft tokens are kept; ``shared_gumbel`` and ``rejection``: the two
+rules; ``rules``: their names.
 """

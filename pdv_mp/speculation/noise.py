@@ -1,15 +1,16 @@
 """Counter-based Gumbel noise g(seed, position, token id), the same bits wherever it is computed.
 
-The draft and the verifier add this noise to their log-probabilities and take the argmax, so that
-both draw from their own law but agree as often as their laws allow (arXiv 2408.07978). A value
-depends on nothing but the request's seed, the absolute position of the token being sampled, and the
-token's id: not on the batch, the process, the machine or the device.
+A token is drawn from a law by adding this noise to the log-probabilities and taking the argmax. A
+value depends on nothing but the request's seed, the absolute position of the token being sampled,
+the token's id, and what the draw is for (:class:`Purpose`): not on the batch, the process, the
+machine or the device.
 
-Bits. From (seed, position) come two 32-bit row keys by the 64-bit finaliser of SplitMix64 (Steele,
-Lea and Flood, OOPSLA 2014), on the host, once per row. A token's 32 bits are two rounds of
-``lowbias32`` (Christopher Wellons, hash-prospector, public domain), between which the keys come in
-by exclusive or and by an odd multiplier; the first round is shared by all rows. Everything per
-token is int32, because its multiplication vectorises on every CPU and that of int64 does not.
+Bits. From (seed, position) comes the state of a SplitMix64 generator (Steele, Lea and Flood, OOPSLA
+2014), whose n-th number is the two 32-bit row keys of the n-th purpose; this is done on the host,
+once per row. A token's 32 bits are two rounds of ``lowbias32`` (Christopher Wellons,
+hash-prospector, public domain), between which the keys come in by exclusive or and by an odd
+multiplier; the first round is shared by all rows. Everything per token is int32, because its
+multiplication vectorises on every CPU and that of int64 does not.
 
 Noise. With x the low 31 bits, ``u = (x + 0.5) / 2^31`` and ``g = -log(-log1p(-u))``. The winning
 end of g is where u is small, and there float32 has its finest steps, so the large values (to 22.2)
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -55,19 +57,40 @@ _SMALL = 1 << 15
 """Elements up to which torch does not spread an operation over threads either."""
 
 
+class Purpose(IntEnum):
+    """What a random number at a position is for; those for different purposes are independent.
+
+    ``TOKEN``: the verifier's own draw, which a draft that shares the noise makes too. ``DRAFT``: a
+    draft's draw that must not know the verifier's. ``ACCEPTANCE``: the test of such a draft.
+    """
+
+    TOKEN = 0
+    DRAFT = 1
+    ACCEPTANCE = 2
+
+
 def row_keys(
-    seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    purpose: Purpose = Purpose.TOKEN,
 ) -> npt.NDArray[np.int32]:
     """The two 32-bit keys of each row: int32 [R, 2].
 
     ``seeds`` int64 [R]. ``positions`` int64 [R]: index, in prompt and output together, of the token
     that is being sampled.
     """
-    by_seed = _splitmix64(seeds.astype(np.uint64) + _SPLITMIX_GAMMA)
-    by_position = _splitmix64(positions.astype(np.uint64) * _SPLITMIX_GAMMA)
-    keys = _splitmix64(by_seed ^ by_position)
+    keys = _random_bits(seeds, positions, purpose)
     low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
     return np.stack((low, high), axis=1).view(np.int32)
+
+
+def uniforms(
+    seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], purpose: Purpose
+) -> npt.NDArray[np.float64]:
+    """A number in (0, 1), neither end included, for each row: float64 [R]; arguments as above."""
+    bits = _random_bits(seeds, positions, purpose) >> np.uint64(12)
+    numbers: npt.NDArray[np.float64] = (bits.astype(np.float64) + 0.5) * 2.0**-52
+    return numbers
 
 
 def gumbel(keys: Tensor, vocab_size: int) -> Tensor:
@@ -107,6 +130,15 @@ def gumbel_at(keys: Tensor, token_ids: Tensor) -> Tensor:
     for rows, block in _blocks(keys, _lowbias32(tokens, torch.empty_like(tokens))):
         noise[rows] = block
     return noise
+
+
+def _random_bits(
+    seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], purpose: Purpose
+) -> npt.NDArray[np.uint64]:
+    by_seed = _splitmix64(seeds.astype(np.uint64) + _SPLITMIX_GAMMA)
+    by_position = _splitmix64(positions.astype(np.uint64) * _SPLITMIX_GAMMA)
+    steps = np.uint64(int(_SPLITMIX_GAMMA) * purpose % 2**64)
+    return _splitmix64((by_seed ^ by_position) + steps)
 
 
 def _is_small(keys: Tensor, columns: int) -> bool:

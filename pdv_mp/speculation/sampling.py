@@ -138,9 +138,7 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     vocab_size = logits.shape[1]
     greedy = rows.temperature == 0
     nucleus = ~greedy & (rows.top_k == 0) & (rows.top_p < 1)
-    ranked = ~(greedy | nucleus) & (
-        ((rows.top_k > 0) & (rows.top_k < vocab_size)) | (rows.top_p < 1)
-    )
+    ranked = ~(greedy | nucleus) & _needs_ranking(rows, vocab_size)
     ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     for chosen, choose in (
         (greedy, _sample_greedy),
@@ -164,12 +162,19 @@ def processed_logprobs(logits: Tensor, rows: SamplingRows) -> Tensor:
     """
     greedy = rows.temperature == 0
     warm = replace(rows, temperature=np.where(greedy, np.float32(1), rows.temperature))
-    best = _rank(logits, logits.shape[1], warm)
-    kept = _support(best, _full_mass(logits, warm), warm).kept
-    outside = torch.ones_like(logits, dtype=torch.bool).scatter_(1, best.ids, ~kept)
-    all_but_best = torch.ones_like(outside).scatter_(1, _argmax(logits)[:, None], False)
-    outside = torch.where(_to_device(greedy[:, None], logits), all_but_best, outside)
-    return _scaled(logits, warm).masked_fill_(outside, -torch.inf).log_softmax(dim=-1)
+    z = _scaled(logits, warm)
+    if warm.min_p.any():
+        z.masked_fill_(z < _log_min_p(warm, z), -torch.inf)
+    if greedy.any():
+        index = _to_device(np.flatnonzero(greedy), logits)
+        one_hot = torch.full_like(logits[index], -torch.inf)
+        z[index] = one_hot.scatter_(1, _argmax(logits[index])[:, None], 0.0)
+    ranked = ~greedy & _needs_ranking(rows, logits.shape[1])
+    if ranked.any():
+        index = _to_device(np.flatnonzero(ranked), logits)
+        outside = _outside(logits[index], rows.select(np.flatnonzero(ranked)))
+        z[index] = z[index].masked_fill_(outside, -torch.inf)
+    return z.log_softmax(dim=-1)
 
 
 class _Ranked(NamedTuple):
@@ -269,6 +274,30 @@ def _sample_ranked(logits: Tensor, rows: SamplingRows) -> Tensor:
         some = rows.select(open_rows)
         ids[index], complete = _draw(_rank(logits[index], count, some), mass[index], some)
     return ids
+
+
+def _outside(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Which tokens the chain cuts away: bool [R, V]; found among candidates as a draw is."""
+    mass = _full_mass(logits, rows)
+    outside = torch.ones_like(logits, dtype=torch.bool)
+    count = _num_candidates(rows, logits.shape[1])
+    open_rows = np.arange(len(rows))
+    while len(open_rows):
+        index = _to_device(open_rows, logits)
+        some = rows.select(open_rows)
+        best = _rank(logits[index], count, some)
+        kept, complete = _support(best, mass[index], some)
+        outside[index] = outside[index].scatter_(1, best.ids, ~kept)
+        if count == logits.shape[1]:
+            break
+        count = min(logits.shape[1], _GROWTH * count)
+        open_rows = open_rows[~complete.cpu().numpy()]
+    return outside
+
+
+def _needs_ranking(rows: SamplingRows, vocab_size: int) -> npt.NDArray[np.bool_]:
+    """Rows whose support depends on ranks; min_p alone compares with the best token only."""
+    return ((rows.top_k > 0) & (rows.top_k < vocab_size)) | (rows.top_p < 1)
 
 
 def _num_candidates(rows: SamplingRows, vocab_size: int) -> int:

@@ -8,18 +8,25 @@ from pdv_mp.counters import Counters
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner
 from pdv_mp.sequences import SequenceTable
-from pdv_mp.speculation.sampling import sample
+from pdv_mp.speculation.acceptance import AcceptanceRule, DraftLaws
 from pdv_mp.stages.messages import Column, DraftOrder, Proposal, Verdict
 
 
 class DraftStage:
-    """Proposes tokens with the draft model, sampled with the same noise as the verifier's."""
+    """Proposes tokens with the draft model, chosen as the acceptance rule wants them."""
 
     name = "draft"
 
-    def __init__(self, table: SequenceTable, draft: ModelRunner, counters: Counters) -> None:
+    def __init__(
+        self,
+        table: SequenceTable,
+        draft: ModelRunner,
+        rule: AcceptanceRule,
+        counters: Counters,
+    ) -> None:
         self._table = table
         self._draft = draft
+        self._rule = rule
         self._counters = counters
         self.inbox: DraftOrder | None = None
 
@@ -43,6 +50,7 @@ class DraftStage:
         """
         table = self._table
         ids = np.full((len(order.slots), int(order.lengths.max())), -1, np.int64)
+        laws = DraftLaws(*ids.shape)
         starts = table.draft_len[order.slots]
         fed = order.base - starts
         token_ids = table.ragged_tokens(order.slots, starts, fed)
@@ -69,9 +77,11 @@ class DraftStage:
             logits = self._draft.forward(batch, plan)
             self._counters.draft_forwards += 1
             rows = table.sampling.rows(batch.slots, order.base[active] + step)
-            ids[active, step] = sample(logits, rows).cpu().numpy()
+            drafts = self._rule.propose(logits, rows)
+            ids[active, step] = drafts.ids.cpu().numpy()
+            laws.put(active, step, drafts.law)
         table.draft_len[order.slots] = order.base + order.lengths - 1
-        return Proposal(order.slots, order.base, order.lengths, ids)
+        return Proposal(order.slots, order.base, order.lengths, ids, laws.tensor)
 
     def _batch(self, token_ids: Column, fed: Column, starts: Column, slots: Column) -> ForwardBatch:
         """A batch with the logits of each sequence's last row."""

@@ -1,5 +1,6 @@
-"""What stages hand to each other, in columns: slots and token ids, never tensors.
+"""What stages hand to each other, in columns of slots and token ids.
 
+The one tensor among them, a proposal's laws, is made only by acceptance rules that need it.
 Every entry carries the committed length it builds on (``base``), so that one that has become stale
 can be recognised by whoever receives it.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 Column = npt.NDArray[np.int64]
 
@@ -54,12 +56,14 @@ class PrefillBatch:
 class Prefilled:
     """Prompts that are in the caches, with the first token that the verifier gives each.
 
+    ``computed``: all slots of the batch, also those whose prompts go on.
     ``logprobs``: of ``next_ids``, T = 1, where a request of the batch wants them.
     ``prompt_logprobs``: of the chunks just computed, whether they end their prompts or not.
     """
 
     slots: Column
     next_ids: Column
+    computed: Column
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[PromptChunkLogprobs, ...] = ()
 
@@ -77,13 +81,16 @@ class DraftOrder:
 class Proposal:
     """``ids[b, :lengths[b]]`` may follow the ``base[b]`` committed tokens; a length may be 0.
 
-    ``ids`` is [B, K], int64, padded with -1.
+    ``ids`` is [B, K], int64, padded with -1. ``laws`` float32 [B, K, V], on the draft's device: the
+    probabilities that each id was drawn from, None if every id was certain or the acceptance rule
+    does not ask; padding and rows of greedy requests hold anything.
     """
 
     slots: Column
     base: Column
     lengths: Column
     ids: npt.NDArray[np.int64]
+    laws: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

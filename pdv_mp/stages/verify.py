@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from pdv_mp.counters import Counters
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner
 from pdv_mp.sequences import SequenceTable, ragged_range
-from pdv_mp.speculation.acceptance import accept
-from pdv_mp.speculation.sampling import sample
-from pdv_mp.stages.messages import Proposal, Verdict
+from pdv_mp.speculation.acceptance import AcceptanceRule
+from pdv_mp.stages.logprobs import emitted_logprobs
+from pdv_mp.stages.messages import Proposal, TokenLogprobs, Verdict
 
 
 class VerifyStage:
-    """Samples the verifier's own token at every drafted position, and compares."""
+    """Runs the verifier over every drafted position and lets the acceptance rule judge."""
 
     name = "verify"
 
-    def __init__(self, table: SequenceTable, target: ModelRunner, counters: Counters) -> None:
+    def __init__(
+        self,
+        table: SequenceTable,
+        target: ModelRunner,
+        rule: AcceptanceRule,
+        counters: Counters,
+    ) -> None:
         self._table = table
         self._target = target
+        self._rule = rule
         self._counters = counters
         self.inbox: list[Proposal] = []
 
@@ -66,9 +77,24 @@ class VerifyStage:
         rows = table.sampling.rows(
             np.repeat(proposal.slots, lengths), ragged_range(proposal.base, lengths)
         )
-        own = sample(logits, rows).cpu().numpy()
-        outcome = accept(proposal.ids, proposal.lengths, own)
-        return Verdict(proposal, outcome.accepted, outcome.next_ids)
+        outcome = self._rule.judge(proposal.ids, proposal.lengths, proposal.laws, logits, rows)
+        verdict = Verdict(proposal, outcome.accepted, outcome.next_ids)
+        if (table.logprobs[proposal.slots] >= 0).any():
+            verdict = replace(verdict, logprobs=self._logprobs(logits, verdict))
+        return verdict
+
+    def _logprobs(self, logits: Tensor, verdict: Verdict) -> TokenLogprobs | None:
+        proposal = verdict.proposal
+        emitted = np.pad(proposal.ids, ((0, 0), (0, 1)))
+        emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
+        ends = np.cumsum(proposal.lengths + 1)
+        return emitted_logprobs(
+            logits,
+            ends - proposal.lengths - 1,
+            emitted,
+            verdict.accepted + 1,
+            self._table.logprobs[proposal.slots],
+        )
 
     def commit(self, verdict: Verdict) -> None:
         """Forget the rows of rejected drafts; a roll-back is a change of length, nothing moves."""
@@ -88,10 +114,34 @@ def _merge(proposals: list[Proposal]) -> Proposal:
         row += len(proposal.slots)
     base = np.concatenate([proposal.base for proposal in proposals])
     lengths = np.concatenate([proposal.lengths for proposal in proposals])
-    return _select(Proposal(slots, base, lengths, ids), np.argsort(slots, kind="stable"))
+    laws = _merge_laws(proposals, width)
+    return _select(Proposal(slots, base, lengths, ids, laws), np.argsort(slots, kind="stable"))
+
+
+def _merge_laws(proposals: list[Proposal], width: int) -> Tensor | None:
+    """The laws of proposals one after the other, [B, width, V]; certain drafts become one-hot."""
+    given = [proposal.laws for proposal in proposals if proposal.laws is not None]
+    if not given:
+        return None
+    rows = sum(len(proposal.slots) for proposal in proposals)
+    merged = given[0].new_empty((rows, width, given[0].shape[2]))
+    row = 0
+    for proposal in proposals:
+        part = merged[row : row + len(proposal.slots), : proposal.ids.shape[1]]
+        if proposal.laws is not None:
+            part.copy_(proposal.laws)
+        else:
+            ids = torch.from_numpy(proposal.ids.clip(min=0)).to(part.device)
+            part.zero_().scatter_(2, ids[:, :, None], 1.0)
+        row += len(proposal.slots)
+    return merged
 
 
 def _select(proposal: Proposal, rows: np.ndarray) -> Proposal:
     return Proposal(
-        proposal.slots[rows], proposal.base[rows], proposal.lengths[rows], proposal.ids[rows]
+        proposal.slots[rows],
+        proposal.base[rows],
+        proposal.lengths[rows],
+        proposal.ids[rows],
+        None if proposal.laws is None else proposal.laws[torch.from_numpy(rows)],
     )

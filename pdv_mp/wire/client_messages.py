@@ -3,13 +3,14 @@ of these types, or raises :class:`ProtocolError`, which is the ``error`` to answ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
 from pdv_mp.sampling_params import MAX_STOPS, ParameterError, SamplingParams
 from pdv_mp.wire.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
+    MAX_CONTAINERS,
     MAX_ID_CHARACTERS,
     VERSION,
     ErrorCode,
@@ -77,9 +78,14 @@ ClientMessage = Hello | Generate | Cancel | Ping | Info | Tokenize | Detokenize
 
 
 def decode_client(
-    frame: bytes, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    frame: bytes,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    allowed: Container[str] | None = None,
 ) -> ClientMessage:
     """One client frame, checked against docs/protocol.md.
+
+    ``allowed``: the types that a client without the server's token may send; any other, known or
+    not, is ``unauthenticated``, whatever else is wrong with it.
 
     Raises ProtocolError, and nothing else, whatever the bytes are.
     """
@@ -88,7 +94,7 @@ def decode_client(
             ErrorCode.TOO_LARGE,
             f"the message has {len(frame)} bytes; at most {max_message_bytes} are allowed",
         )
-    fields = unpack(frame)
+    fields = unpack(frame, MAX_CONTAINERS)
     fields_of = _Fields(fields)
     version = fields_of.integer("v")
     if version != VERSION:
@@ -98,6 +104,12 @@ def decode_client(
             fields_of.id,
         )
     kind = fields_of.text("type")
+    if allowed is not None and kind not in allowed:
+        raise ProtocolError(
+            ErrorCode.UNAUTHENTICATED,
+            "this server needs a token; send it in hello before anything else",
+            fields_of.id,
+        )
     if kind not in _PARSERS:
         known = ", ".join(_PARSERS)
         raise fields_of.bad(f"type {kind[:40]!r} is unknown; known types are {known}")

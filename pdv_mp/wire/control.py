@@ -74,9 +74,21 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarting:
+    """Supervisor to front: worker ``name`` died and comes back as ``generation``; keep what it had.
+
+    ``restarts_left``: how many more deaths of it the server will outlive.
+    """
+
+    name: str
+    generation: int
+    restarts_left: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
-    """Supervisor to front: process ``name`` died; answer every open request with ``lane_failed``,
-    then send Drained."""
+    """Supervisor to front: process ``name`` died and does not come back; answer every open request
+    with ``lane_failed``, then send Drained."""
 
     name: str
 
@@ -96,7 +108,7 @@ class Received:
 
 
 ChildMessage = Hello | Progress | Ready | Failed | Drained | Bye
-SupervisorMessage = Drain | Abort | Lost | Stop | Received
+SupervisorMessage = Drain | Abort | Restarting | Lost | Stop | Received
 ControlMessage = ChildMessage | SupervisorMessage
 
 _TYPES: dict[str, type[Any]] = {
@@ -110,6 +122,7 @@ _TYPES: dict[str, type[Any]] = {
         Bye,
         Drain,
         Abort,
+        Restarting,
         Lost,
         Stop,
         Received,

@@ -31,6 +31,11 @@ _SENT = struct.Struct("<q")
 _SENT_OFFSET = _HEADER.size - _SENT.size
 
 
+def engine_socket(generation: int) -> str:
+    """File name, in the run directory, of the edge's socket for one generation of its worker."""
+    return f"engine-0.{generation}"
+
+
 class WireError(ValueError):
     """A frame between our own processes is damaged or of another version."""
 
@@ -97,8 +102,8 @@ class Open:
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Open:
-        request, length, max_tokens, sampling, stop_ids, speculate, report, timeline = fields[:8]
-        logprobs, prompt_logprobs = fields[8:]
+        *others, logprobs, prompt_logprobs = fields
+        request, length, max_tokens, sampling, stop_ids, speculate, report, timeline = others
         temperature, top_k, top_p, min_p, seed = sampling
         return cls(
             request=request,
@@ -129,7 +134,8 @@ class Close:
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Close:
-        return cls(requests=columns.int64(fields[0]), stamps=stamps)
+        (length,) = fields
+        return cls(requests=columns.int64(length), stamps=stamps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +143,8 @@ class LogprobColumns:
     """Log-probabilities of R tokens, in the model's own distribution.
 
     ``chosen`` float32 [R]: of the tokens themselves. ``widths`` int32 [R]: how many alternatives
-    each has. ``top_ids`` int32, ``top`` float32 [sum(widths)]: the most probable ids, best first,
-    and their log-probabilities.
+    each has, -1 where none of this was asked for. ``top_ids`` int32, ``top`` float32, row after
+    row: the most probable ids, best first, and their log-probabilities.
     """
 
     chosen: Float32Column
@@ -177,8 +183,8 @@ class Tokens:
     came from a prefix cache. ``queued_ns``: how long the request waited here for a slot and KV
     room. ``timelines``: entry number and packed timeline of the requests that
     asked for it; the timeline's last state is ``verify>front.encode`` since ``encode_ns``.
-    ``messages``: entry number and text for FAILED entries. ``logprobs``: of the ids of those
-    entries whose requests asked for them, in the order of the ids; None if none did.
+    ``messages``: entry number and text for FAILED entries. ``logprobs``: one row for each of
+    ``ids``; None if no request asked for them.
     """
 
     kind: ClassVar[int] = 3
@@ -287,7 +293,8 @@ class EngineReady:
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> EngineReady:
-        return cls(facts=fields[0], stamps=stamps)
+        (facts,) = fields
+        return cls(facts=facts, stamps=stamps)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -303,7 +310,8 @@ class InfoRequest:
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> InfoRequest:
-        return cls(number=fields[0], stamps=stamps)
+        (number,) = fields
+        return cls(number=number, stamps=stamps)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -320,7 +328,8 @@ class InfoReply:
 
     @classmethod
     def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> InfoReply:
-        return cls(number=fields[0], info=fields[1], stamps=stamps)
+        number, info = fields
+        return cls(number=number, info=info, stamps=stamps)
 
 
 EngineMessage = Open | Close | Tokens | PromptLogprobs | EngineReady | InfoRequest | InfoReply

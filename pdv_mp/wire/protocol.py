@@ -6,9 +6,11 @@ decoded in ``client_messages``.
 
 from __future__ import annotations
 
+import builtins
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -22,6 +24,10 @@ INTEGER_LIMIT = 2**53 - 1
 MAX_ID_CHARACTERS = 128
 MAX_DEPTH = 16
 """Most levels of maps and lists in a client's message, keys that we do not know included."""
+
+MAX_CONTAINERS = 1024
+"""Most maps and lists, and most keys of one map, in a client's message. Without a bound, 4 MiB of
+empty lists take seconds and hundreds of megabytes to unpack."""
 
 
 class ErrorCode(str, Enum):
@@ -67,14 +73,23 @@ class ProtocolError(Exception):
         self.retry_after_ms = retry_after_ms
 
 
-def unpack(frame: bytes) -> dict[str, Any]:
+def unpack(frame: bytes, max_containers: int | None = None) -> dict[str, Any]:
     """The frame's map, every value of a type and range that the encoding allows.
+
+    ``max_containers``: most maps and lists in it, and most keys of one map; None is without bound.
 
     Raises ProtocolError.
     """
+    limit = len(frame) if max_containers is None else max_containers
+    counter = _ContainerCounter(limit)
     try:
         fields = msgpack.unpackb(
-            frame, raw=False, object_pairs_hook=_unique_text_keys, ext_hook=_refuse_extension
+            frame,
+            raw=False,
+            max_map_len=limit,
+            list_hook=counter.count,
+            object_pairs_hook=counter.count_map,
+            ext_hook=_refuse_extension,
         )
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ProtocolError(
@@ -101,8 +116,29 @@ def _unique_text_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     return result
 
 
+class _ContainerCounter:
+    """Ends the unpacking of a message with too many maps and lists."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._left = limit
+
+    def count(self, container: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it holds more than {self._limit} maps and lists")
+        return container
+
+    def count_map(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        self.count(pairs)
+        return _unique_text_keys(pairs)
+
+
 def _refuse_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension types are not allowed (type {code})")
+
+
+_HARMLESS = frozenset((str, bool, type(None)))
 
 
 def _fault(value: Any) -> str | None:
@@ -112,7 +148,7 @@ def _fault(value: Any) -> str | None:
         deeper: list[Any] = []
         for item in level:
             kind = type(item)
-            if kind is str or kind is bool or item is None:
+            if kind in _HARMLESS:
                 continue
             if kind is int:
                 if not -INTEGER_LIMIT <= item <= INTEGER_LIMIT:
@@ -121,8 +157,11 @@ def _fault(value: Any) -> str | None:
                 if not math.isfinite(item):
                     return "holds a number that is not finite"
             elif kind is list:
-                if set(map(type, item)) <= {int}:
-                    if item and (min(item) < -INTEGER_LIMIT or max(item) > INTEGER_LIMIT):
+                kinds = set(map(type, item))
+                if kinds <= _HARMLESS:
+                    continue
+                if kinds == {int}:
+                    if min(item) < -INTEGER_LIMIT or max(item) > INTEGER_LIMIT:
                         return "holds an integer outside ±(2^53 - 1)"
                 else:
                     deeper.extend(item)
@@ -138,10 +177,34 @@ def _fault(value: Any) -> str | None:
     return f"is nested deeper than {MAX_DEPTH} levels"
 
 
+@dataclass(slots=True)
+class PackedList:
+    """A list of ``count`` elements that are encoded already, one after the other in ``data``."""
+
+    count: int = 0
+    data: bytearray = field(default_factory=bytearray)
+
+    def extend(self, other: PackedList) -> None:
+        """Append the elements of another list."""
+        self.count += other.count
+        self.data += other.data
+
+
 def encode(type: str, /, **fields: Any) -> bytes:
-    """The frame of a message of either direction."""
-    frame: bytes = msgpack.packb({"v": VERSION, "type": type, **fields})
-    return frame
+    """The frame of a message of either direction; a value may be a :class:`PackedList`."""
+    message = {"v": VERSION, "type": type, **fields}
+    if PackedList not in map(builtins.type, fields.values()):
+        frame: bytes = msgpack.packb(message)
+        return frame
+    packer = msgpack.Packer()
+    parts = [packer.pack_map_header(len(message))]
+    for name, value in message.items():
+        parts.append(packer.pack(name))
+        if isinstance(value, PackedList):
+            parts += (packer.pack_array_header(value.count), value.data)
+        else:
+            parts.append(packer.pack(value))
+    return b"".join(parts)
 
 
 def check_text(name: str, text: str) -> None:
@@ -224,9 +287,28 @@ def accepted(id: str, prompt_tokens: int, seed: int) -> bytes:
     return encode("accepted", id=id, prompt_tokens=prompt_tokens, seed=seed)
 
 
-def tokens(id: str, seq: int, offset: int, ids: list[int], drafted: list[int], text: str) -> bytes:
-    """The frame of a ``tokens``; ``drafted`` has one 0 or 1 per id."""
-    return encode("tokens", id=id, seq=seq, offset=offset, ids=ids, drafted=drafted, text=text)
+def tokens(
+    id: str,
+    seq: int,
+    offset: int,
+    ids: list[int],
+    drafted: list[int],
+    text: str,
+    logprobs: PackedList | None = None,
+) -> bytes:
+    """The frame of a ``tokens``; ``drafted`` has one 0 or 1 per id, and ``logprobs``, where they
+    were asked for, one entry of ``wire.logprobs``."""
+    fields: dict[str, Any] = {
+        "id": id,
+        "seq": seq,
+        "offset": offset,
+        "ids": ids,
+        "drafted": drafted,
+        "text": text,
+    }
+    if logprobs is not None:
+        fields["logprobs"] = logprobs
+    return encode("tokens", **fields)
 
 
 def error(

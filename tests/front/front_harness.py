@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient, control_endpoint
+from pdv_mp.flight_record import FlightRecord, record_path
 from pdv_mp.front import run_front
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire import control as control_wire
@@ -52,6 +53,21 @@ def small_tokenizer() -> Tokenizer:
     return result
 
 
+Logprob = tuple[float, list[tuple[int, float]]]
+"""The log-probability of a token, and the alternatives with theirs."""
+
+
+def logprob_columns(rows: list[Logprob | None]) -> wire.LogprobColumns:
+    """The columns of some rows; None is one of a request that asked for nothing."""
+    tops = [pair for row in rows if row is not None for pair in row[1]]
+    return wire.LogprobColumns(
+        chosen=np.array([0.0 if row is None else row[0] for row in rows], np.float32),
+        widths=np.array([-1 if row is None else len(row[1]) for row in rows], np.int32),
+        top_ids=np.array([id for id, _ in tops], np.int32),
+        top=np.array([logprob for _, logprob in tops], np.float32),
+    )
+
+
 @dataclasses.dataclass
 class Entry:
     """One entry of a Tokens message."""
@@ -65,19 +81,23 @@ class Entry:
     cached: int = 0
     message: str | None = None
     timeline: list[Any] | None = None
+    logprobs: list[Logprob] | None = None
 
 
 class FakeEngine:
     """The worker's end of the edge; tests say what it answers."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, generation: int = 0
+    ) -> None:
+        self.generation = generation
         self.socket = context.socket(zmq.PAIR)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self.socket.setsockopt(option, 0)
-        self.socket.connect(f"ipc://{run_dir}/engine-0")
+        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation)}")
 
     def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
-        self.socket.send(wire.encode(message, 0, encode_ns))
+        self.socket.send(wire.encode(message, self.generation, encode_ns))
 
     def receive(self, kind: type[Any], wait_ms: int = WAIT_MS) -> Any:
         assert self.socket.poll(wait_ms), f"no {kind.__name__} came"
@@ -92,6 +112,9 @@ class FakeEngine:
             return np.array(values, np.int32)
 
         encode_ns = time.monotonic_ns()
+        rows: list[Logprob | None] = []
+        for entry in entries:
+            rows += entry.logprobs or [None] * len(entry.ids)
         timelines = []
         for index, entry in enumerate(entries):
             if entry.timeline is not None:
@@ -116,6 +139,7 @@ class FakeEngine:
                     for index, entry in enumerate(entries)
                     if entry.message is not None
                 ],
+                logprobs=logprob_columns(rows) if any(rows) else None,
             ),
             encode_ns,
         )
@@ -227,6 +251,21 @@ class FrontUnderTest:
 
     def order(self, message: control_wire.SupervisorMessage) -> None:
         self.supervisor.send_multipart([self.routing_id, control_wire.encode_control(message)])
+
+    def kill_engine(self, *batch: int, restarts_left: int = 9) -> None:
+        """The worker dies while it works on these requests. ``engine`` is its successor, which has
+        not said that it is ready."""
+        generation = self.engine.generation
+        record = FlightRecord(record_path(self.run_dir, "worker-0", generation), 64)
+        record.enter(batch)
+        record.close()
+        self.engine.socket.close(linger=0)
+        self.order(control_wire.Restarting("worker-0", generation + 1, restarts_left))
+        self.engine = FakeEngine(self.context, self.run_dir, generation + 1)
+
+    def revive_engine(self) -> None:
+        """The worker's successor is ready."""
+        self.engine.send(wire.EngineReady(facts=self.facts))
 
     def client(self, endpoint: str | None = None) -> FakeClient:
         self.clients.append(FakeClient(self.context, endpoint or self.endpoint))

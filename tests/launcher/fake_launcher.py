@@ -1,6 +1,8 @@
-"""Runs the real supervisor over fake children; prints its ready report as one line of JSON.
+"""Runs the real supervisor over fake children; prints each ready report as one line of JSON.
 
-fake_launcher.py '{"children": {"front": "serve", "worker-0": "deaf"}, "timeouts": {…}}'
+fake_launcher.py '{"children": {"front": "serve", "worker-0": "serve,crash"}, "timeouts": {…}}'
+
+A child's behaviours are those of its generations, the last one of all later ones.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from launcher.child import ChildSpec
 from launcher.output import write_line
+from launcher.restarts import RestartPolicy
 from launcher.run_directory import RunDirectory
 from launcher.signals import SignalFlags
 from launcher.supervisor import WATCHED_SIGNALS, ReadyReport, Supervisor, Timeouts
@@ -27,22 +30,24 @@ def main(plan: dict) -> int:
         ready = {"pids": dict(report.pids), "facts": dict(report.facts), "run_dir": path}
         print(json.dumps(ready), flush=True)
 
+    def specify(name: str, generation: int) -> ChildSpec:
+        behaviours = plan["children"][name].split(",")
+        behaviour = behaviours[min(generation, len(behaviours) - 1)]
+        command = [sys.executable, str(CHILD), name, path, str(os.getpid()), behaviour]
+        return ChildSpec(name, command, os.environ)
+
     with SignalFlags(WATCHED_SIGNALS) as signals:
         try:
             return Supervisor(
                 run_directory.path,
-                [
-                    ChildSpec(
-                        name,
-                        [sys.executable, str(CHILD), name, path, str(os.getpid()), behaviour],
-                        os.environ,
-                    )
-                    for name, behaviour in plan["children"].items()
-                ],
+                list(plan["children"]),
+                specify,
                 signals,
                 on_ready=on_ready,
+                on_restarted=on_ready,
                 report=write_line,
                 timeouts=Timeouts(**plan.get("timeouts", {})),
+                restarts=RestartPolicy(**plan.get("restarts", {})),
                 parent_fd=plan.get("parent_fd"),
             ).run()
         finally:

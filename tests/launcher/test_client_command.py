@@ -104,6 +104,24 @@ def test_json_prints_the_messages(front: FrontUnderTest) -> None:
     assert (code, errors) == (0, "")
 
 
+def test_log_probabilities_are_printed_after_the_text(front: FrontUnderTest) -> None:
+    command = Command("x", "--endpoint", front.endpoint, "--logprobs", "2")
+    opened = front.engine.receive(wire.Open)
+    assert (opened.logprobs, opened.prompt_logprobs) == (2, -1)
+    ids = TOKENIZER.encode("café").ids
+    rows = [(-0.5, [(id, -0.5), (0, -12.25)]) for id in ids]
+    front.engine.emit(Entry(opened.request, ids, finish=Finish.LENGTH, logprobs=rows))
+    code, output, errors = command.result()
+    assert code == 0
+    text, *lines = output.splitlines()
+    assert text == "café"
+    shown = [json.dumps(TOKENIZER.decode([id]), ensure_ascii=False) for id in ids]
+    assert [line.split() for line in lines] == [
+        ["-0.5000", token, "-0.5000", token, "-12.2500", '"<0>"'] for token in shown
+    ]
+    assert errors == ""
+
+
 def test_interrupt_cancels_the_request(front: FrontUnderTest) -> None:
     command = Command("x", "--endpoint", front.endpoint)
     opened = front.engine.receive(wire.Open)
@@ -171,6 +189,7 @@ def test_a_closed_pipe_ends_the_command(front: FrontUnderTest) -> None:
         (["x", "--endpoint", "http://127.0.0.1"], 2, "--endpoint"),
         (["x", "--temperature", "11"], 2, "temperature"),
         (["x", "--top-p", "0"], 2, "top_p"),
+        (["x", "--logprobs", "21"], 2, "logprobs"),
         (["x", "--max-tokns", "5"], 2, "No such option '--max-tokns'"),
         (["x", "--endpoint", "tcp://127.0.0.1"], 2, "tcp://HOST:PORT"),
         (["caf\udce9"], 2, "prompt is not valid Unicode"),

@@ -55,7 +55,7 @@ def test_serves_from_ready_to_sigterm(start_server: Start, tmp_path: Path) -> No
     ready_file.write_text("from an earlier life")
     server = start_server("--ready-file", str(ready_file))
     assert json.loads(ready_file.read_text()) == server.ready
-    assert set(server.ready) == {"endpoint", "ipc", "run_dir", "topology", "pids"}
+    assert set(server.ready) == {"endpoint", "ipc", "run_dir", "topology", "token_file", "pids"}
     assert set(server.pids) == {"launcher", "front", "worker-0"}
     assert server.pids["launcher"] == server.pid
     assert server.ready["topology"] == "unified"
@@ -144,7 +144,7 @@ def test_second_signal_aborts_open_requests(start_server: Start) -> None:
 
 @pytest.mark.parametrize("victim", ["worker-0", "front"])
 def test_process_that_dies_ends_the_server_and_is_named(start_server: Start, victim: str) -> None:
-    server = start_server()
+    server = start_server("--max-restarts", "0")
     with connected(server.ipc) as peer:
         peer.generate("open", max_tokens=500)
         peer.next_of("tokens")
@@ -244,9 +244,14 @@ def one_sentence(*arguments: str, **environment: str) -> str:
         (["extra"], "unexpected extra argument (extra)"),
         (["--topology", "pdv"], "topology 'pdv' is not built yet; use 'unified'"),
         (["--topology", "unifed"], "did you mean 'unified'?"),
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 is refused: other machines could connect"),
-        (["--host", "::1"], "only IPv4 is served"),
-        (["--host", "nowhere"], "--host 'nowhere' is not an IP address; use 127.0.0.1"),
+        (["--host", "0.0.0.0"], "give a --token-file, whose token clients must then send, or --in"),
+        (["--host", "::"], "--host :: lets other machines connect"),
+        (["--host", "*"], "--host * lets other machines connect"),
+        (["--host", "no where"], "'no where' is neither an IP address nor a name"),
+        (["--host", "192.0.2.7", "--insecure"], "--host 192.0.2.7 is not an address of this mach"),
+        (["--host", ""], "--host '' is neither an IP address nor a name"),
+        (["--token-file", "/nowhere/token"], "--token-file /nowhere/token cannot be read"),
+        (["--token-file", ""], "--token-file is empty"),
         (["--device", "tpu"], "--device 'tpu' is not a device; use auto, cpu or cuda:N"),
         (["--kv-cache-memory", "1X"], "'1X' is not a size"),
         (["--kv-cache-memory", "4K"], "--kv-cache-memory 4096 is too small"),

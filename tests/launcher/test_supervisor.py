@@ -2,76 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-
-LAUNCHER = Path(__file__).with_name("fake_launcher.py")
-
-
-class FakeServer:
-    """A supervisor with fake children, and what it prints."""
-
-    def __init__(self, front: str, worker: str, *, wrapper: Sequence[str] = (), **plan: Any):
-        children = {"front": front, "worker-0": worker}
-        self.process = subprocess.Popen(
-            [*wrapper, sys.executable, str(LAUNCHER), json.dumps({"children": children, **plan})],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=[plan["parent_fd"]] if "parent_fd" in plan else [],
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.stdout, self.stderr = self.process.stdout, self.process.stderr
-
-    def wait_ready(self) -> dict[str, Any]:
-        line = self.stdout.readline()
-        assert line, self.stderr.read()
-        return json.loads(line)
-
-    def wait_line(self, text: str) -> list[str]:
-        """Reads stderr up to the line with that text."""
-        lines = []
-        for line in self.stderr:
-            lines.append(line)
-            if text in line:
-                return lines
-        raise AssertionError(f"{text!r} is not in {lines}")
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def finish(self) -> tuple[int, str]:
-        """The exit code and the rest of stderr."""
-        rest = self.stderr.read()
-        return self.process.wait(30), rest
-
-
-@pytest.fixture
-def serve() -> Iterator[Any]:
-    servers: list[FakeServer] = []
-
-    def start(front: str = "serve", worker: str = "serve", **plan: Any) -> FakeServer:
-        servers.append(FakeServer(front, worker, **plan))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.wait()
-        server.stdout.close()
-        server.stderr.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -230,7 +168,7 @@ def test_signal_before_ready_stops_cleanly(serve: Any) -> None:
 def test_process_that_dies_while_serving_ends_the_server(
     serve: Any, victim: str, told: bool
 ) -> None:
-    server = serve()
+    server = serve(restarts={"max_restarts": 0})
     ready = server.wait_ready()
     os.kill(ready["pids"][victim], signal.SIGKILL)
     code, text = server.finish()
@@ -241,7 +179,11 @@ def test_process_that_dies_while_serving_ends_the_server(
 
 
 def test_front_that_cannot_say_goodbye_after_a_death_is_bounded(serve: Any) -> None:
-    server = serve(front="deaf", timeouts={"lost": 0.2, "failed_stop": 0.2})
+    server = serve(
+        front="deaf",
+        timeouts={"lost": 0.2, "failed_stop": 0.2},
+        restarts={"max_restarts": 0},
+    )
     ready = server.wait_ready()
     os.kill(ready["pids"]["worker-0"], signal.SIGKILL)
     code, text = server.finish()

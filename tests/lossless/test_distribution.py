@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from pdv_mp.counters import Counters
+from pdv_mp.speculation import rejection
 
 VOCABULARY = 4
 LENGTH = 4
@@ -57,13 +61,13 @@ def four_tokens(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
 
 def exact_law(folder: Path, request: Request) -> np.ndarray:
-    """Probability of each of the VOCABULARY ** LENGTH sequences, by transformers alone."""
+    """Probability of each of the VOCABULARY ** max_tokens sequences, by transformers alone."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    sequences = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
+    sequences = list(itertools.product(range(VOCABULARY), repeat=request.max_tokens))
     with torch.inference_mode():
         logits = model(torch.tensor([[*request.prompt, *s] for s in sequences])).logits
     law = np.ones(len(sequences))
-    for place in range(LENGTH):
+    for place in range(request.max_tokens):
         rows = TemperatureLogitsWarper(request.temperature)(
             None, logits[:, len(request.prompt) - 1 + place]
         )
@@ -91,21 +95,56 @@ def g_test(observed: np.ndarray, expected: np.ndarray) -> float:
     return float(chi2.sf(statistic, len(expected) - 1))
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_sampled_sequences_follow_the_exact_law(setting: str, four_tokens: TinyPair) -> None:
-    request = SETTINGS[setting]
+def sampled_sequences(
+    pair: TinyPair, request: Request, samples: int = SAMPLES, k: int = 2, **options: object
+) -> tuple[np.ndarray, Counters]:
+    """How often each sequence is sampled by so many seeds, and the engine's counters."""
     worker = make_worker(
-        four_tokens.verifier, four_tokens.draft, num_speculative_tokens=2, max_model_len=16
+        pair.verifier, pair.draft, num_speculative_tokens=k, max_model_len=16, **options
     )
-    requests = [replace(request, seed=seed) for seed in range(SAMPLES)]
+    requests = [replace(request, seed=seed) for seed in range(samples)]
     results = run(worker, requests, np.random.default_rng(0), arrivals_per_step=16)
     assert 0.1 < worker.counters.accepted_tokens / worker.counters.drafted_tokens < 0.95
-    powers = VOCABULARY ** np.arange(LENGTH)[::-1]
+    powers = VOCABULARY ** np.arange(request.max_tokens)[::-1]
     outcomes = [int(np.dot(result.ids, powers)) for result in results]
-    observed = np.bincount(outcomes, minlength=VOCABULARY**LENGTH)
+    return np.bincount(outcomes, minlength=VOCABULARY**request.max_tokens), worker.counters
+
+
+@pytest.mark.parametrize("acceptance", ["gumbel", "rejection"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_sampled_sequences_follow_the_exact_law(
+    setting: str, acceptance: str, four_tokens: TinyPair
+) -> None:
+    request = SETTINGS[setting]
+    observed, _ = sampled_sequences(four_tokens, request, acceptance=acceptance)
     law = exact_law(four_tokens.verifier, request)
     assert law.sum() == pytest.approx(1, abs=1e-5)
     assert g_test(observed, SAMPLES * law) > 0.01
+
+
+def test_rejection_sampling_is_exact_under_constant_preemption(four_tokens: TinyPair) -> None:
+    """Where a request is pre-empted decides which of its tokens are drafts, and not their law."""
+    request = Request(PROMPT, max_tokens=6, temperature=1.0, top_k=3)
+    observed, counters = sampled_sequences(
+        four_tokens,
+        request,
+        samples=2000,
+        k=1,
+        acceptance="rejection",
+        block_size=1,
+        kv_cache_memory=1 << 14,
+    )
+    assert counters.preemptions > 100
+    assert g_test(observed, 2000 * exact_law(four_tokens.verifier, request)) > 0.01
+
+
+def test_the_engines_g_test_sees_a_broken_rule(four_tokens: TinyPair) -> None:
+    """Rejection sampling whose corrections are drawn from p instead of from what q left of it."""
+    request = SETTINGS["temperature-1"]
+    with mock.patch.object(rejection, "residual", lambda p, q, ids: p.clone()):
+        observed, _ = sampled_sequences(four_tokens, request, acceptance="rejection")
+    law = exact_law(four_tokens.verifier, request)
+    assert g_test(observed, SAMPLES * law) < 0.01
 
 
 def test_the_g_test_sees_a_small_error() -> None:

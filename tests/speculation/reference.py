@@ -31,16 +31,18 @@ def _lowbias32(value: int) -> int:
 
 
 @functools.cache
-def _row_keys(seed: int, position: int) -> tuple[int, int]:
+def row_keys(seed: int, position: int, purpose: int = 0) -> tuple[int, int]:
+    """The keys of a row, low half first."""
     gamma = 0x9E3779B97F4A7C15
     by_seed = _splitmix64((seed + gamma) % 2**64)
-    key = _splitmix64(by_seed ^ _splitmix64(position * gamma % 2**64))
+    state = by_seed ^ _splitmix64(position * gamma % 2**64)
+    key = _splitmix64((state + purpose * gamma) % 2**64)
     return key % 2**32, key >> 32
 
 
 def gumbel(seed: int, position: int, token: int) -> float:
     """The noise, with exact logarithms of the uniform number as float32 holds it."""
-    low, high = _row_keys(seed, position)
+    low, high = row_keys(seed, position)
     bits = _lowbias32((_lowbias32(token) ^ low) * (high | 1) % 2**32)
     u = (np.float32(bits % 2**31) + np.float32(0.5)) * np.float32(2**-31 * (1 - 2**-24))
     return -math.log(-math.log1p(-float(u)))

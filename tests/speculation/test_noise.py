@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from unittest import mock
 
@@ -14,7 +15,14 @@ from scipy import stats
 from speculation import reference
 
 from pdv_mp.speculation import host_noise, noise
-from pdv_mp.speculation.noise import add_gumbel_, gumbel, gumbel_at, row_keys
+from pdv_mp.speculation.noise import (
+    Purpose,
+    add_gumbel_,
+    gumbel,
+    gumbel_at,
+    row_keys,
+    uniforms,
+)
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -24,6 +32,15 @@ GOLDEN = [
     [1059248517, -1089014881, 1087549175, 1058631092, 1065667310],
     [1063934380, 1073185627, 1061028637, 1056830374, -1079262327],
 ]
+
+
+GOLDEN_DRAFT_KEYS = [
+    [1293516399, -1492722385],
+    [1587764396, -754970102],
+    [-1417228165, 1424014833],
+    [1559842535, -913788453],
+]
+GOLDEN_UNIFORMS = [0.7012121095215252, 0.6222266869880747, 0.4333803072663719, 0.8610088481649968]
 
 
 def keys_of(seeds: list[int], positions: list[int]) -> torch.Tensor:
@@ -57,6 +74,26 @@ def test_golden_bits() -> None:
     """These bits may never change: a seed must give the same text in every version."""
     noise = noise_of([0, 1, -1, 2**53 - 1], [0, 1, 2047, 10**6], 5)
     assert noise.view(np.int32).tolist() == GOLDEN
+
+
+def test_golden_bits_of_the_other_purposes() -> None:
+    seeds, positions = np.array([0, 1, -1, 2**53 - 1]), np.array([0, 1, 2047, 10**6])
+    assert row_keys(seeds, positions, Purpose.DRAFT).tolist() == GOLDEN_DRAFT_KEYS
+    assert uniforms(seeds, positions, Purpose.ACCEPTANCE).tolist() == GOLDEN_UNIFORMS
+    assert np.array_equal(row_keys(seeds, positions, Purpose.TOKEN), row_keys(seeds, positions))
+
+
+@settings(max_examples=200, deadline=None)
+@given(INT64, st.integers(0, 2**40), st.sampled_from(list(Purpose)))
+def test_keys_of_every_purpose_agree_with_plain_python(
+    seed: int, position: int, purpose: Purpose
+) -> None:
+    low, high = reference.row_keys(seed, position, purpose)
+    seeds, positions = np.array([seed], np.int64), np.array([position])
+    assert row_keys(seeds, positions, purpose).view(np.uint32).tolist() == [[low, high]]
+    (u,) = uniforms(seeds, positions, purpose)
+    assert u == (2 * ((high << 32 | low) >> 12) + 1) / 2**53
+    assert 0 < u < 1
 
 
 def test_one_element_at_a_time_has_the_same_bits() -> None:
@@ -145,7 +182,7 @@ def test_same_bits_on_a_gpu() -> None:
     assert torch.equal(gumbel(keys, 5000), gumbel(keys.cuda(), 5000).cpu())
 
 
-def uniforms(noise: np.ndarray) -> np.ndarray:
+def as_uniform(noise: np.ndarray) -> np.ndarray:
     """Back to uniform on (0, 1)."""
     return np.exp(-np.exp(-noise.astype(np.float64)))
 
@@ -162,7 +199,7 @@ def uniforms(noise: np.ndarray) -> np.ndarray:
 )
 def test_uniform_over_any_slice(seeds: list[int], positions: list[int]) -> None:
     """All values, the values of each row, and those of each token, are uniform."""
-    u = uniforms(noise_of(list(seeds), list(positions), 1024))
+    u = as_uniform(noise_of(list(seeds), list(positions), 1024))
     counts = np.histogram(u, 4096, (0, 1))[0]
     assert stats.chisquare(counts).pvalue > 1e-3
     for axis in (0, 1):
@@ -184,18 +221,42 @@ def test_the_winning_tail_has_its_share() -> None:
 def test_neighbours_are_independent(what: str, shift: int) -> None:
     """Pairs (g, neighbour's g) fill a 16 by 16 table evenly; so do their low bits."""
     rows, columns = 512, 1024
-    base = uniforms(noise_of([5] * rows, list(range(rows)), columns))
+    base = as_uniform(noise_of([5] * rows, list(range(rows)), columns))
     if what == "seed":
-        other = uniforms(noise_of([5 + shift] * rows, list(range(rows)), columns))
+        other = as_uniform(noise_of([5 + shift] * rows, list(range(rows)), columns))
     elif what == "position":
-        other = uniforms(noise_of([5] * rows, [p + shift for p in range(rows)], columns))
+        other = as_uniform(noise_of([5] * rows, [p + shift for p in range(rows)], columns))
     else:
-        wide = uniforms(noise_of([5] * rows, list(range(rows)), columns + shift))
+        wide = as_uniform(noise_of([5] * rows, list(range(rows)), columns + shift))
         other = wide[:, shift:]
     for scale in (1, 2**8):
         cells = [np.floor(u * scale % 1 * 16).astype(int).ravel() for u in (base, other)]
         table = np.bincount(cells[0] * 16 + cells[1], minlength=256)
         assert stats.chisquare(table).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_uniform_numbers_are_uniform(purpose: Purpose) -> None:
+    seeds, positions = np.meshgrid(np.arange(-300, 300), np.arange(300), indexing="ij")
+    u = uniforms(seeds.ravel(), positions.ravel(), purpose).reshape(seeds.shape)
+    assert stats.chisquare(np.histogram(u, 1024, (0, 1))[0]).pvalue > 1e-3
+    for axis in (0, 1):
+        levels = [stats.kstest(line, "uniform").pvalue for line in np.moveaxis(u, axis, 0)]
+        assert stats.kstest(levels, "uniform").pvalue > 1e-3
+
+
+def test_purposes_are_independent() -> None:
+    """A position's numbers for all purposes: any two fill a table evenly, so do their low bits."""
+    seeds, positions = np.repeat(np.arange(400), 500), np.tile(np.arange(500), 400)
+    numbers = [uniforms(seeds, positions, purpose) for purpose in Purpose]
+    for purpose in (Purpose.TOKEN, Purpose.DRAFT):
+        keys = torch.from_numpy(row_keys(seeds, positions, purpose))
+        numbers += [*as_uniform(gumbel(keys, 2).numpy()).T]
+    for one, other in itertools.combinations(range(len(numbers)), 2):
+        for scale in (1, 2**8):
+            cells = [np.floor(numbers[i] * scale % 1 * 16).astype(int) for i in (one, other)]
+            table = np.bincount(cells[0] * 16 + cells[1], minlength=256)
+            assert stats.chisquare(table).pvalue > 1e-4
 
 
 def test_rows_do_not_repeat() -> None:

@@ -40,6 +40,8 @@ def test_open_round_trip(prompt: list[int], stops: list[int], seed: int) -> None
         speculate=True,
         report_timeline=False,
         timeline=[1, 2, 3, [], []],
+        logprobs=5,
+        prompt_logprobs=0,
     )
     decoded = round_trip(message)
     assert isinstance(decoded, wire.Open)
@@ -51,6 +53,49 @@ def test_open_round_trip(prompt: list[int], stops: list[int], seed: int) -> None
         False,
     )
     assert decoded.timeline == [1, 2, 3, [], []]
+    assert (decoded.logprobs, decoded.prompt_logprobs) == (5, 0)
+
+
+def logprob_columns(widths: list[int]) -> wire.LogprobColumns:
+    total = sum(max(width, 0) for width in widths)
+    return wire.LogprobColumns(
+        chosen=-np.arange(len(widths), dtype=np.float32) / 3,
+        widths=np.array(widths, np.int32),
+        top_ids=np.arange(total, dtype=np.int32) + 2**30,
+        top=-np.arange(total, dtype=np.float32) / 7,
+    )
+
+
+def same_logprobs(one: wire.LogprobColumns, other: wire.LogprobColumns) -> bool:
+    pairs = zip(one.columns(), other.columns(), strict=True)
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+@given(widths=st.lists(st.integers(-1, 20), max_size=20), start=st.integers(1, 2**31))
+def test_log_probabilities_round_trip(widths: list[int], start: int) -> None:
+    columns = logprob_columns(widths)
+    part = round_trip(wire.PromptLogprobs(request=2**40, start=start, logprobs=columns))
+    assert isinstance(part, wire.PromptLogprobs)
+    assert (part.request, part.start) == (2**40, start)
+    assert same_logprobs(part.logprobs, columns)
+    one = np.ones(1, np.int32)
+    tokens = wire.Tokens(
+        requests=np.array([2**40], np.int64),
+        queued_ns=np.zeros(1, np.int64),
+        counts=one * len(widths),
+        drafted=one,
+        accepted=one,
+        finish=one,
+        stop_ids=one,
+        cached=one,
+        ids=np.arange(len(widths), dtype=np.int32),
+        logprobs=columns,
+    )
+    decoded = round_trip(tokens)
+    assert isinstance(decoded, wire.Tokens)
+    assert decoded.ids.tolist() == tokens.ids.tolist()
+    assert decoded.logprobs is not None
+    assert same_logprobs(decoded.logprobs, columns)
 
 
 @given(counts=st.lists(st.integers(0, 5), max_size=20))
@@ -86,6 +131,7 @@ def test_tokens_round_trip(counts: list[int]) -> None:
         assert np.array_equal(getattr(decoded, name), getattr(message, name)), name
     assert decoded.timelines == message.timelines
     assert decoded.messages == message.messages
+    assert decoded.logprobs is None
 
 
 def test_close_and_info_round_trip() -> None:

@@ -51,7 +51,8 @@ def test_generate_with_everything() -> None:
             stop=["x", "yy"],
             stop_token_ids=[7],
             ignore_eos=True,
-            logprobs=None,
+            logprobs=0,
+            prompt_logprobs=20,
             speculate=False,
             stream=False,
             timeline=True,
@@ -69,6 +70,8 @@ def test_generate_with_everything() -> None:
         stop_token_ids=(7,),
         ignore_eos=True,
         speculate=False,
+        logprobs=0,
+        prompt_logprobs=20,
     )
     assert message == client_messages.Generate(
         id="a", prompt=None, prompt_ids=[1, 2], params=params, stream=False, timeline=True
@@ -126,7 +129,9 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("timeline", {"timeline": "yes"}),
     ("logprobs", {"logprobs": 21}),
     ("logprobs", {"logprobs": True}),
+    ("logprobs", {"logprobs": 3.0}),
     ("prompt_logprobs", {"prompt_logprobs": -1}),
+    ("prompt_logprobs", {"prompt_logprobs": [1]}),
     ("prompt", {"prompt": 3}),
     ("prompt", {"prompt": b"bytes"}),
     ("prompt_ids", {"prompt_ids": [1]}),
@@ -295,6 +300,8 @@ PARAMS = st.builds(
     stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=16).map(tuple),
     ignore_eos=st.booleans(),
     speculate=st.booleans(),
+    logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
 )
 
 

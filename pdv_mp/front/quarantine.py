@@ -1,0 +1,93 @@
+"""Finding the request that kills its worker, without blaming those that ran beside it.
+
+A request's ``deaths`` are those of workers that were working on it, since it last proved itself. At
+the second it is opened alone, with nothing else at the scheduler; at the third it is condemned. It
+proves itself by surviving :data:`PROOF` entries of tokens after it was opened: the first comes from
+its prefill, the second from drafting and verifying, so all that a worker does has been done with
+it. While it is on trial alone its first entry is held back: whoever kills workers only after tokens
+have flowed can then not make an innocent request look guilty.
+
+A request that proves itself each time and kills the worker later is not caught like this. When the
+budget of restarts is nearly used up, no proof counts any more: each request that was in the batch
+at two deaths of its life runs alone until its end, and the next death while it does condemns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pdv_mp.front.journal import Request
+
+ALONE_AT = 2
+"""Deaths at which a request is run alone."""
+
+CONDEMNED_AT = 3
+"""Deaths at which it is not run any more."""
+
+PROOF = 2
+"""Entries of tokens, since it was opened, that clear a request."""
+
+
+class Quarantine:
+    """Who is suspected, and who of them runs alone.
+
+    ``alone``: the request that has the scheduler to itself.
+    """
+
+    def __init__(self) -> None:
+        self.alone: Request | None = None
+        self._suspects: dict[int, Request] = {}
+        self._forgives = True
+
+    @property
+    def next_suspect(self) -> Request | None:
+        """The first of those that wait to be run alone."""
+        return next(iter(self._suspects.values()), None)
+
+    def judge(
+        self, requests: Iterable[Request], batch: Collection[int], restarts_left: int
+    ) -> list[Request]:
+        """The worker died while it worked on ``batch`` (keys), with ``requests`` open: returns
+        those that are condemned."""
+        self.alone = None
+        self._suspects = {}
+        self._forgives = restarts_left > 1
+        condemned = []
+        for request in requests:
+            if request.key in batch:
+                request.deaths += 1
+                request.all_deaths += 1
+            if not self._forgives and request.all_deaths >= ALONE_AT:
+                request.deaths = max(request.deaths, ALONE_AT)
+            if request.deaths >= CONDEMNED_AT:
+                condemned.append(request)
+            elif request.deaths >= ALONE_AT:
+                self._suspects[request.key] = request
+        return condemned
+
+    def isolate(self, request: Request) -> None:
+        """A suspect is opened, alone."""
+        del self._suspects[request.key]
+        self.alone = request
+
+    def holds(self, request: Request) -> bool:
+        """Whether the tokens just received wait for the request's proof."""
+        return self.alone is request and self._forgives and request.entries < PROOF
+
+    def is_cleared(self, request: Request) -> bool:
+        """Whether the entry just received clears a request on trial. It is alone no more then."""
+        if not request.deaths or not self._forgives or request.entries < PROOF:
+            return False
+        request.deaths = 0
+        if self.alone is not request:
+            return False
+        self.alone = None
+        return True
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self._suspects.pop(request.key, None)
+        if self.alone is request:
+            self.alone = None
