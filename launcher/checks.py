@@ -59,13 +59,13 @@ def prepare(config: EngineConfig) -> EngineConfig:
 
 def _checked_server(server: ServerOptions) -> ServerOptions:
     """The same options with an IP address as ``host`` and an absolute ``token_file``."""
+    check_exposure(server)
     token_file = None if server.token_file is None else token_path(server.token_file)
     server = dataclasses.replace(
         server,
         host=resolve_host(server.host),
         token_file=None if token_file is None else str(token_file),
     )
-    check_exposure(server)
     if token_file is not None:
         read_token(token_file)
     check_port(server.host, server.port)

@@ -101,8 +101,8 @@ class AsyncClient:
     """The asyncio client; any number of tasks of one event loop may use it at once.
 
     ``timeout``, ``connect_timeout``, ``on_message``, ``token`` and ``queue_timeout`` as for
-    ``Client``. A task that is cancelled while it waits for a whole result cancels the request too. The first call raises
-    ValueError for an endpoint that cannot be connected to.
+    ``Client``. A task that is cancelled while it waits for a whole result cancels the request too.
+    The first call raises ValueError for an endpoint that cannot be connected to.
 
     One background task reads the socket, and sends what did not leave at once.
     """

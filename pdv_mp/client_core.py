@@ -3,9 +3,9 @@
 :class:`ClientCore` is what ``Client`` and ``AsyncClient`` share. It decides what to send, puts
 each answer where its caller looks for it, and recovers: when the server's ``instance`` or this
 connection's number changes, or nothing is heard for :data:`SILENCE_SECONDS` with something open,
-everything open is sent again. A request that is
-refused with ``queue_full`` is sent again after the server's ``retry_after_ms``. A request's seed is fixed before it is first sent, so it gives the
-same tokens again, and those that were delivered are dropped by their offset.
+everything open is sent again. A request's seed is fixed before it is first sent, so it gives the
+same tokens again, and those that were delivered are dropped by their offset. A request that is
+refused with ``queue_full`` is sent again after the server's ``retry_after_ms``.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ class ClientCore:
 
     ``timeout``: most seconds of silence while something is open; ``connect_timeout``: the same for
     as long as the server was never heard. ``queue_timeout``: for how long a request that is refused
-    with ``queue_full`` is sent again before that is its error. ``changed`` collects calls that have something new, for
-    owners that wait on several.
+    with ``queue_full`` is sent again before that is its error. ``changed`` collects calls that have
+    something new, for owners that wait on several.
     """
 
     def __init__(

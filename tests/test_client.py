@@ -182,6 +182,62 @@ def test_silence_asks_then_reconnects_then_gives_up() -> None:
     assert not core.busy
 
 
+def queue_full(id: str, milliseconds: int = 200) -> bytes:
+    fields = {"code": "queue_full", "message": "", "retryable": True}
+    return pack("error", id=id, retry_after_ms=milliseconds, **fields)
+
+
+def refused_core(queue_timeout: float) -> tuple[ClientCore, Any]:
+    core = ClientCore("tcp://nowhere", 20.0, 5.0, None, queue_timeout=queue_timeout)
+    core.connected(0.0)
+    generation = core.submit("x", SamplingParams(), 0.0, stream=True, timeline=False, id="a")
+    sent(core)
+    core.receive(queue_full("a"), 1.0)
+    return core, generation
+
+
+def test_a_full_server_is_asked_again_when_it_said() -> None:
+    core, generation = refused_core(queue_timeout=0.5)
+    assert core.seconds_to_tick(1.0) == pytest.approx(0.2)
+    core.tick(1.19)
+    assert sent(core) == []
+    core.tick(1.2)
+    assert [item["type"] for item in sent(core)] == ["generate"]
+    core.tick(1.3)
+    assert sent(core) == []
+    core.receive(queue_full("a"), 1.3)
+    core.tick(1.5)
+    assert [item["type"] for item in sent(core)] == ["generate"]
+    assert generation.error is None
+    core.receive(queue_full("a"), 1.5)  # 0.5 s after the first refusal it gives up
+    assert generation.error.code == "queue_full"
+    assert generation.error.retry_after_ms == 200
+    assert not core.busy
+
+
+def test_a_full_server_is_an_error_at_once_if_that_is_wanted() -> None:
+    _, generation = refused_core(queue_timeout=0.0)
+    assert generation.error.code == "queue_full"
+
+
+def test_cancelling_and_reconnecting_while_the_server_is_full() -> None:
+    core, generation = refused_core(queue_timeout=60.0)
+    core.connected(1.1)
+    assert [item["type"] for item in sent(core)] == ["hello", "generate"]
+    core.tick(1.3)
+    assert sent(core) == []  # it is on its way already
+    core.receive(queue_full("a"), 1.4)
+    core.cancel("a")
+    assert generation.completion.finish == "abort"
+    core.tick(2.0)
+    assert sent(core) == []
+    late, generation = refused_core(queue_timeout=60.0)
+    late.tick(1.2)
+    late.cancel("a")
+    late.receive(queue_full("a"), 1.3)  # sent before the cancel, which the server ignored
+    assert generation.completion.finish == "abort"
+
+
 def test_a_server_that_was_never_heard_is_given_up_early() -> None:
     core, generation = open_core()
     core.tick(4.9)
@@ -396,6 +452,25 @@ def test_errors_have_their_code(served: Served) -> None:
         with pytest.raises(ServerError, match="prompt_ids"):
             list(client.results())
         assert client.complete([1], max_tokens=2).ids == [1, 1]
+
+
+def test_both_clients_wait_for_a_full_server(served: Served) -> None:
+    front, _ = served(credits=1, max_open_requests=1)
+    with Client(front.endpoint) as client:
+        for _ in range(8):
+            client.submit([1, 2], max_tokens=5)
+        assert [len(item.ids) for item in client.results()] == [5] * 8
+        refusals = client.info()["counters"]["errors"]["queue_full"]
+        assert refusals > 0
+
+        async def together() -> list[Completion]:
+            async with AsyncClient(front.endpoint) as other:
+                return await asyncio.gather(
+                    *(other.complete([number + 1], max_tokens=5) for number in range(8))
+                )
+
+        assert [len(item.ids) for item in asyncio.run(together())] == [5] * 8
+        assert client.info()["counters"]["errors"]["queue_full"] > refusals
 
 
 def test_cancel_and_leaving_a_stream(served: Served) -> None:

@@ -214,14 +214,19 @@ def test_the_pause_is_a_state_of_the_timeline(start_server: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "how"), [("verify", "raise"), ("prefill", "crash"), ("draft", "kill")]
+    ("stage", "how"),
+    [
+        ("verify", "raise"),
+        pytest.param("prefill", "crash", marks=pytest.mark.slow),
+        pytest.param("draft", "kill", marks=pytest.mark.slow),
+    ],
 )
 def test_a_request_that_keeps_killing_the_worker_is_found(
     start_server: Start, stage: str, how: str
 ) -> None:
     requests = random_requests(24, seed=4)
-    wanted = outputs(start_server("--max-num-seqs", "8"), requests)
     server = start_server("--max-num-seqs", "8", environment=poisoned(stage, how))
+    wanted = outputs(server, requests)
     with load(server) as client:
         for index, fields in enumerate(requests):
             client.generate(str(index), **fields)
@@ -239,6 +244,7 @@ def test_a_request_that_keeps_killing_the_worker_is_found(
     assert server.stop().code == 0
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_now_and_then_is_found_before_the_server_is_given_up(
     start_server: Start,
 ) -> None:

@@ -135,10 +135,10 @@ def _cached_logits(
             np.array(lengths),
             np.array([starts[i] for i in order]),
             np.array(order),
-            np.arange(sum(lengths)),
+            np.arange(sum(lengths))[::-1],
             device,
         )
-        logits = model.forward(batch, cache)
+        logits = model.forward(batch, cache).flip(0)
         for i, end in zip(order, np.cumsum(lengths).tolist(), strict=True):
             rows[i].append(logits[end - (ends[i] - starts[i]) : end])
         starts, ends = ends, [len(text) for text in texts]

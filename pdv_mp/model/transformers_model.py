@@ -8,6 +8,7 @@ with positions of their own; which sequence a token belongs to is known to the c
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class TransformersModel:
         self.max_model_len = max_model_len
         self.layers_called: tuple[int, ...] = ()
         self._model = model
+        # Where a class cannot be told which rows get logits, all rows get them.
+        self._selects = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def forward(
@@ -81,6 +84,8 @@ class TransformersModel:
         """
         plan = cache.plan(batch) if plan is None else plan
         this = _Pass(self.config, cache, plan, self.max_model_len)
+        rows = batch.logit_rows
+        selection = {} if rows is None or not self._selects else {"logits_to_keep": rows}
         token = _current.set(this)
         try:
             output = self._model(
@@ -88,13 +93,15 @@ class TransformersModel:
                 position_ids=batch.positions[None],
                 use_cache=False,
                 return_dict=True,
-                logits_to_keep=0 if batch.logit_rows is None else batch.logit_rows,
+                **selection,
             )
         finally:
             _current.reset(token)
         self.layers_called = tuple(this.layers)
-        logits: torch.Tensor = output.logits
-        return logits[0].float()
+        logits: torch.Tensor = output.logits[0]
+        if rows is not None and not selection:
+            logits = logits.index_select(0, rows)
+        return logits.float()
 
 
 def attend(

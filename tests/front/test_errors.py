@@ -226,6 +226,26 @@ def test_random_frames(front: FrontUnderTest) -> None:
     check_served(front, front.client())
 
 
+def test_messages_that_are_slow_to_refuse_do_not_hold_up_tokens(front: FrontUnderTest) -> None:
+    hostile, good = front.client(), front.client()
+    good.send("generate", id="a", prompt_ids=[1])
+    good.expect("accepted")
+    opened = front.engine.receive(wire.Open)
+    count = 20
+    for _ in range(count):
+        hostile.send("generate", id="x", prompt_ids=[1] * 4_000_000)
+    hostile.expect("error", id="x", code="too_large")
+    front.engine.emit(Entry(opened.request, [3], finish=Finish.LENGTH))
+    good.until_last("a")
+    waiting = 0
+    while hostile.socket.poll(0):
+        hostile.expect("error", id="x")
+        waiting += 1
+    assert waiting < count - 1  # the rest is still to be refused
+    for _ in range(count - 1 - waiting):
+        hostile.expect("error", id="x")
+
+
 def test_a_reader_that_does_not_read_gets_slow_consumer(make_front: MakeFront) -> None:
     front = make_front(credits=4).start()
     slow, quick = front.client_with_short_queue(), front.client()

@@ -226,6 +226,20 @@ HOSTILE = {
 }
 
 
+def test_a_message_has_a_bounded_number_of_maps_and_lists() -> None:
+    most = protocol.MAX_CONTAINERS - 2  # without the message itself and its list
+    assert isinstance(decode_client(frame(type="info", x=[[]] * most)), client_messages.Info)
+    for element in ([], {}):
+        error = refused(frame(type="info", x=[element] * (most + 1)))
+        assert "maps and lists" in error.message
+    keys = {str(number): number for number in range(protocol.MAX_CONTAINERS + 1)}
+    assert refused(frame(type="info", x=keys)).code is ErrorCode.BAD_REQUEST
+    ids = list(range(100_000))
+    assert isinstance(
+        decode_client(generate(prompt=None, prompt_ids=ids)), client_messages.Generate
+    )
+
+
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_frames(data: bytes) -> None:
     assert refused(data).code is ErrorCode.BAD_REQUEST
