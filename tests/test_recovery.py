@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -278,7 +279,6 @@ def test_a_used_up_budget_is_the_end(start_server: Start) -> None:
         assert all(last["retryable"] for last in client.last.values())
     done = server.wait()
     assert done.code == 4
-    assert any(
-        "worker-0 was killed by SIGKILL, after 1 restarts within 600 s" in line
-        for line in done.messages
-    )
+    # The second death may come before the new process is ready.
+    ending = r"worker-0 was killed by SIGKILL( before it was ready)?, after 1 restarts within 600 s"
+    assert any(re.match(ending, line) for line in done.messages)

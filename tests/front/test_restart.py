@@ -418,3 +418,37 @@ def test_the_last_restart_is_for_those_who_did_not_kill(front: FrontUnderTest) -
     front.engine.emit(Entry(b, [12], finish=Finish.LENGTH))
     client.expect("tokens", id="b", ids=[12], offset=6)
     client.expect("done", id="b", finish="length")
+
+
+def test_what_was_held_back_when_the_worker_died_is_not_sent_twice(front: FrontUnderTest) -> None:
+    client = front.client()
+    a = open_request(front, client, "a").request
+    for _ in range(2):
+        die(front, a)
+        front.revive_engine()
+        front.engine.receive(wire.Open)
+    front.engine.emit(Entry(a, [11]))
+    counters(front, client)  # it has arrived
+    die(front, restarts_left=1)  # between two batches; from now on nothing is held back
+    front.revive_engine()
+    assert front.engine.receive(wire.Open).prompt_ids.tolist() == PROMPT
+    front.engine.emit(Entry(a, [11]))
+    client.expect("tokens", id="a", ids=[11], seq=0)
+    front.engine.emit(Entry(a, [12], finish=Finish.LENGTH))
+    client.expect("tokens", id="a", ids=[12], seq=1)
+    client.expect("done", id="a")
+
+
+def test_who_made_room_comes_back_in_its_old_place(front: FrontUnderTest) -> None:
+    client = front.client()
+    a, b, c = (open_request(front, client, id).request for id in "abc")
+    for _ in range(2):
+        die(front, a, b)
+    front.revive_engine()
+    for suspect, other in ((a, b), (b, None)):
+        serve_alone(front, suspect)
+        front.engine.emit(Entry(suspect, [12]))
+        if other is not None:
+            assert front.engine.receive(wire.Close).requests.tolist() == [suspect]
+            front.engine.emit(Entry(suspect, finish=Finish.ABORT))
+    assert [front.engine.receive(wire.Open).request for _ in range(2)] == [a, c]
