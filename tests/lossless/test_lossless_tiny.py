@@ -23,14 +23,14 @@ REQUESTS_PER_CASE = 1300
 
 # draft length, batch, prefill tokens per chunk, prefill priority, block size, KV bytes, layout
 CASES = {
-    "k1-batch32": (1, 32, 64, 0.5, 16, 1 << 26, "contiguous"),
-    "k2-batch5-small-chunks": (2, 5, 7, 0.3, 4, 1 << 26, "contiguous"),
-    "k3-batch32-paged": (3, 32, 48, 0.5, 8, 1 << 26, "paged"),
+    "k1-batch32": (1, 32, 64, 0.5, 16, 1 << 20, "contiguous"),
+    "k2-batch5-small-chunks": (2, 5, 7, 0.3, 4, 1 << 20, "contiguous"),
+    "k3-batch32-paged": (3, 32, 48, 0.5, 8, 1 << 20, "paged"),
     "k4-batch16-tight-memory": (4, 16, 32, 1.0, 16, 1 << 18, "contiguous"),
-    "k5-batch1": (5, 8, 16, 0.5, 1, 1 << 26, "contiguous"),
-    "k6-batch32-one-token-chunks": (6, 32, 3, 0.5, 16, 1 << 26, "contiguous"),
+    "k5-batch1": (5, 8, 16, 0.5, 1, 1 << 20, "contiguous"),
+    "k6-batch32-one-token-chunks": (6, 32, 3, 0.5, 16, 1 << 20, "contiguous"),
     "k7-batch13-paged-tight": (7, 13, 64, 0.5, 4, 1 << 18, "paged"),
-    "k8-batch32": (8, 32, 512, 0.5, 16, 1 << 26, "contiguous"),
+    "k8-batch32": (8, 32, 512, 0.5, 16, 1 << 20, "contiguous"),
 }
 
 
