@@ -55,6 +55,7 @@ def serve(requests: list[Request], length: int, seed: int) -> list[Result]:
         assets.verifier_path(),
         assets.draft_path(),
         num_speculative_tokens=length,
+        kv_cache_memory=1 << 28,
         max_num_seqs=[1, 4, 9, 32][length % 4],
         max_num_batched_tokens=[512, 33, 128][length % 3],
     )
