@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz docs-check lint type models quick acceptance clean
+.PHONY: help install demo test test-slow fuzz docs-check lint type models quick prefix slow-reader acceptance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,12 @@ models: install ## train the shipped model pair again (up to two hours; resumes)
 
 quick: install ## compare with transformers' generate on the shipped pair
 	$(RUN) -m bench.quick
+
+prefix: install ## time to first token of requests that share a prompt's beginning
+	$(RUN) -m bench.prefix
+
+slow-reader: install ## time per token of clients beside one that does not read
+	$(RUN) -m bench.slow_reader
 
 acceptance: install ## count the draft tokens that both acceptance rules keep
 	$(RUN) -m bench.acceptance --page docs/acceptance.md

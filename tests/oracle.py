@@ -26,8 +26,9 @@ TOLERANCE = 1e-4
 EQUAL_SHARE = 0.999
 """Outputs that must be equal token for token; the rest may part ways at near-ties."""
 
-TRUNCATION_SLACK = 1e-5
-"""A token at the very edge of top_p or min_p may fall on either side of it."""
+MASS_TOLERANCE = 1e-5
+"""A token whose place in the nucleus is within this much probability of top_p or min_p may fall
+on either side of it; so may one whose logit is within TOLERANCE of the last one kept."""
 
 
 @dataclass
@@ -102,23 +103,24 @@ class Oracle:
         return verdicts
 
 
-def scores(request: Request, rows: torch.Tensor, slack: float = 0.0) -> torch.Tensor:
-    """The numbers whose argmax is the token: logits, or processed log-probability plus noise.
-
-    ``slack`` widens the truncations by that much.
-    """
+def scores(request: Request, rows: torch.Tensor) -> torch.Tensor:
+    """The numbers whose argmax is the token: logits, or processed log-probability plus noise."""
     if request.temperature == 0.0 or len(rows) == 0:
         return rows
     processed = TemperatureLogitsWarper(request.temperature)(None, rows)
     if request.top_k > 0:
         processed = TopKLogitsWarper(request.top_k)(None, processed)
     if request.top_p < 1.0:
-        processed = TopPLogitsWarper(min(1.0, request.top_p + slack))(None, processed)
+        processed = TopPLogitsWarper(request.top_p)(None, processed)
     if request.min_p > 0.0:
-        processed = MinPLogitsWarper(max(0.0, request.min_p - slack))(None, processed)
+        processed = MinPLogitsWarper(request.min_p)(None, processed)
+    return torch.log_softmax(processed, -1) + _noise(request, rows)
+
+
+def _noise(request: Request, rows: torch.Tensor) -> torch.Tensor:
     positions = len(request.prompt) + np.arange(len(rows), dtype=np.int64)
     keys = torch.from_numpy(row_keys(np.full(len(rows), request.seed, np.int64), positions))
-    return torch.log_softmax(processed, -1) + gumbel(keys, rows.shape[1])
+    return gumbel(keys, rows.shape[1])
 
 
 def _judge_tokens(
@@ -128,15 +130,11 @@ def _judge_tokens(
     verdicts.tokens += len(ids)
     if len(ids) == 0:
         return
-    tight = scores(request, rows)
-    gap = tight.max(-1).values - tight.gather(1, ids[:, None])[:, 0]
-    suspicious = torch.nonzero(gap > 0)[:, 0].tolist()
-    if not suspicious:
-        return
-    wide = scores(request, rows, TRUNCATION_SLACK)
-    for position in suspicious:
+    ours = scores(request, rows)
+    gap = ours.max(-1).values - ours.gather(1, ids[:, None])[:, 0]
+    for position in torch.nonzero(gap > 0)[:, 0].tolist():
         token = result.ids[position]
-        missing = float(tight[position].max() - torch.maximum(tight, wide)[position, token])
+        missing = shortfall(request, rows, position, token)
         if missing <= TOLERANCE:
             verdicts.near_ties += 1
         else:
@@ -144,6 +142,43 @@ def _judge_tokens(
                 f"request {index}, token {position}: {token} is {missing:.2e} below the best "
                 f"({request})"
             )
+
+
+def shortfall(request: Request, rows: torch.Tensor, position: int, token: int) -> float:
+    """By how much ``token`` misses being the choice at output ``position``.
+
+    Infinite for a token that is surely cut off. The best is sought among the tokens that are surely
+    kept: whichever way float arithmetic decides at the edges, one of those is available.
+    """
+    row = rows[position].double()
+    if request.temperature == 0.0:
+        return float(row.max() - row[token])
+    row = row / request.temperature
+    kept, perhaps = _edges(request, row)
+    if not (kept | perhaps)[token]:
+        return float("inf")
+    score = row + _noise(request, rows)[position]
+    return float(score[kept].max() - score[token])
+
+
+def _edges(request: Request, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bool masks over the vocabulary: surely kept, and perhaps kept, by top_k, top_p and min_p."""
+    masks = []
+    for tolerance, mass in ((TOLERANCE, MASS_TOLERANCE), (-TOLERANCE, -MASS_TOLERANCE)):
+        keep = torch.ones_like(row, dtype=torch.bool)
+        above = row[None, :] + tolerance > row[:, None]
+        above.fill_diagonal_(False)
+        if request.top_k > 0:
+            keep &= above.sum(1) < request.top_k
+        probabilities = torch.softmax(row.masked_fill(~keep, float("-inf")), -1)
+        if request.top_p < 1.0:
+            mass_above = (above * probabilities).sum(1)
+            keep &= mass_above + mass < request.top_p
+        if request.min_p > 0.0:
+            keep &= probabilities / probabilities.max() >= request.min_p + mass
+        keep[row.argmax()] = True
+        masks.append(keep)
+    return masks[0], masks[1]
 
 
 def _judge_end(index: int, request: Request, result: Result, verdicts: Verdicts) -> None:
@@ -159,7 +194,8 @@ def _judge_end(index: int, request: Request, result: Result, verdicts: Verdicts)
 
 @dataclass(frozen=True)
 class Difference:
-    """Two outputs of one request part ways at output token ``place``; scores lie ``gap`` apart."""
+    """Two outputs of one request part ways at output token ``place``; the worse of the two tokens
+    misses being the choice there by ``gap``."""
 
     index: int
     place: int
@@ -173,8 +209,8 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"request {self.index} differs from token {self.place} on, scores {self.gap:.2e} "
-            f"apart: {self.request}"
+            f"request {self.index} differs from token {self.place} on, {self.gap:.2e} from a tie: "
+            f"{self.request}"
         )
 
 
@@ -191,15 +227,9 @@ def compare(
             continue
         place = next(i for i, (a, b) in enumerate(zip(left.ids, right.ids, strict=False)) if a != b)
         row = oracle.logits([request], [left])[0]
-        gap = score_gap(request, row, place, left.ids[place], right.ids[place])
+        gap = max(shortfall(request, row, place, ids[place]) for ids in (left.ids, right.ids))
         differences.append(Difference(index, place, gap, request))
     return differences
-
-
-def score_gap(request: Request, rows: torch.Tensor, place: int, one: int, other: int) -> float:
-    """How far apart the scores of two tokens are at output position ``place``."""
-    score = torch.maximum(scores(request, rows), scores(request, rows, TRUNCATION_SLACK))[place]
-    return abs(float(score[one] - score[other]))
 
 
 def check_lossless(
