@@ -216,9 +216,11 @@ class FrontUnderTest:
             "processes": {"worker-0": os.getpid()},
         }
         self.error: BaseException | None = None
+        self._heard = threading.Event()
         self.thread = threading.Thread(target=self._run, name="front-under-test")
         self.thread.start()
         self.routing_id, hello = self._control()
+        self._heard.set()
         assert isinstance(hello, control_wire.Hello)
         self.engine = FakeEngine(self.context, self.run_dir)
         self.clients: list[FakeClient] = []
@@ -231,6 +233,7 @@ class FrontUnderTest:
             self.error = error
             traceback.print_exc()
         finally:
+            self._heard.wait(WAIT_MS / 1000)  # a socket that closes at once takes its hello along
             control.close()
 
     def start(self) -> FrontUnderTest:
