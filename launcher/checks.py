@@ -23,7 +23,7 @@ from pdv_mp.model.implementation import read_model
 from pdv_mp.model.loading import check_pair, resolve_model
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.token_file import read_token, token_path
-from pdv_mp.topology import topology
+from pdv_mp.topology import Topology, topology_of
 
 NO_DRAFT = "none"
 
@@ -34,12 +34,13 @@ SMALLEST_REQUEST = 256
 def prepare(config: EngineConfig) -> EngineConfig:
     """Checks a configuration and fills in what follows from its models.
 
-    The result names models by absolute folders, and has ``max_model_len``, ``threads`` and
-    ``served_model_name`` set. Raises ConfigError or ModelError, one sentence each.
+    The result names models by absolute folders, and has ``max_model_len``, ``served_model_name``
+    and ``table`` set. Raises ConfigError or ModelError, one sentence each.
     """
-    topology(config.topology)
+    row = topology_of(config)
     server = _checked_server(config.server)
     model = _resolve(config.model)
+    model = dataclasses.replace(model, device=common_device(row, model.device))
     check_device(model.device)
     folders = _folders(model)
     shapes = [read_model(folder, model.model_impl) for folder in folders]
@@ -50,9 +51,9 @@ def prepare(config: EngineConfig) -> EngineConfig:
         for folder, shape in zip(folders, shapes, strict=True):
             check_weights(folder, shape)
     longest = model.max_model_len or min(shape.context_limit for shape in shapes)
-    threads = model.threads or default_threads()
-    model = dataclasses.replace(model, max_model_len=longest, threads=threads)
-    config = dataclasses.replace(config, model=model, server=server)
+    model = dataclasses.replace(model, max_model_len=longest)
+    table = with_threads(served(row, model), model.threads)
+    config = dataclasses.replace(config, model=model, server=server, table=table)
     _check_kv_budget(config, shapes, longest)
     return config
 
@@ -92,11 +93,47 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def default_threads() -> int:
-    """``OMP_NUM_THREADS`` if it is set, else the cores that this process may use."""
+def common_device(row: Topology, default: str) -> str:
+    """Where the workers of a row compute. Raises ConfigError if they do not all do so in one place,
+    since they share weights and KV."""
+    devices = {worker.device or default for worker in row.workers}
+    if len(devices) > 1:
+        raise ConfigError(
+            f"topology {row.name!r} has workers on {' and '.join(sorted(devices))}; they share "
+            "weights and KV, so all must be on one device"
+        )
+    return devices.pop()
+
+
+def served(row: Topology, model: ModelOptions) -> Topology:
+    """The row as these models need it: without a draft model nobody only drafts."""
+    if model.draft_model is not None:
+        return row
+    workers = tuple(worker for worker in row.workers if worker.stages != ("draft",))
+    return dataclasses.replace(row, workers=workers)
+
+
+def with_threads(row: Topology, given: int | None) -> Topology:
+    """The row with the CPU threads of each worker: ``given`` for all, else what the row says, else
+    an equal share of the cores, at least one."""
+    if given is not None:
+        workers = tuple(dataclasses.replace(worker, threads=given) for worker in row.workers)
+        return dataclasses.replace(row, workers=workers)
+    share = threads_in_environment() or max(1, usable_cores() // len(row.worker_names))
+    workers = tuple(
+        dataclasses.replace(worker, threads=worker.threads or share) for worker in row.workers
+    )
+    return dataclasses.replace(row, workers=workers)
+
+
+def threads_in_environment() -> int | None:
+    """``OMP_NUM_THREADS``, which is meant for each process, if it is set to a number."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
+    return int(given) if given.isdecimal() and int(given) > 0 else None
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use."""
     allowed = len(os.sched_getaffinity(0))
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pdv_mp.process import SUPERVISED_SIGNALS
+from pdv_mp.wire.control import SupervisorMessage
 
 TAIL_LINES = 12
 MAX_LINE_BYTES = 4096
@@ -27,6 +28,8 @@ class ChildSpec:
 class Child:
     """A started process whose stdout and stderr come through one pipe.
 
+    ``identity`` is its address on the control socket, None until it has said hello; ``pending`` is
+    what it is to be told then. ``killed``: whether its end is our doing.
     To be made in the main thread only: the child asks the kernel to be killed when the thread that
     started it ends.
     """
@@ -36,6 +39,7 @@ class Child:
         self.identity: bytes | None = None
         self.ready = False
         self.killed = False
+        self.pending: list[SupervisorMessage] = []
         self.exit_status: int | None = None
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._partial = b""
@@ -72,8 +76,8 @@ class Child:
         return self.exit_status is not None
 
     def kill(self) -> None:
-        """SIGKILL; no child can refuse it."""
-        if not self.poll():
+        """SIGKILL; no child can refuse it. Its end is still to be noticed by :meth:`poll`."""
+        if self.alive and self._process.poll() is None:
             self.killed = True
             self._process.kill()
 

@@ -8,15 +8,16 @@ import re
 from pdv_mp.config import ConfigError
 
 
-def check_device(name: str) -> None:
-    """Raises ConfigError for a name that is none, and for a GPU that this machine lacks.
+def check_device(name: str, what: str = "--device") -> None:
+    """Raises ConfigError for a name that is none, and for a GPU that this machine lacks; ``what``
+    says where the name was given.
 
     Where the driver's library answers with another error than that there is no driver, the worker
     is left to find out.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,4}))?", name)
     if match is None:
-        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu or cuda:N")
+        raise ConfigError(f"{what} {name!r} is not a device; use auto, cpu or cuda:N")
     if not name.startswith("cuda"):
         return
     count = visible_gpus()
@@ -24,12 +25,12 @@ def check_device(name: str) -> None:
         return
     if count == 0:
         raise ConfigError(
-            f"--device {name}: this machine has no GPU that an NVIDIA driver makes available"
-            f"{_because_hidden()}; use --device cpu"
+            f"{what} {name}: this machine has no GPU that an NVIDIA driver makes available"
+            f"{_because_hidden()}; use cpu"
         )
     if int(match[1] or 0) >= count:
         highest = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise ConfigError(f"--device {name}: there is only {highest} here{_because_hidden()}")
+        raise ConfigError(f"{what} {name}: there is only {highest} here{_because_hidden()}")
 
 
 def visible_gpus() -> int | None:

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,17 @@ from launcher.child import ChildSpec
 from launcher.entry import run_command
 from launcher.options import ENVIRONMENT_CONFIG, SettingOption, merge, settings
 from launcher.output import PROGRAM, say, write_line
+from launcher.phases import EXIT_RUNTIME, Timeouts
 from launcher.restarts import RestartPolicy
 from launcher.run_directory import RunDirectory, sweep_stale
 from launcher.signals import SignalFlags
-from launcher.supervisor import (
-    EXIT_RUNTIME,
-    WATCHED_SIGNALS,
-    ReadyReport,
-    Supervisor,
-    Timeouts,
-)
+from launcher.supervisor import WATCHED_SIGNALS, ReadyReport, Supervisor
+from launcher.topology_drawing import draw
 from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
-from pdv_mp.process import CONFIG_FILE
-from pdv_mp.topology import FRONT, topology
+from pdv_mp.process import CONFIG_FILE, READY_FILE
+from pdv_mp.topology import FRONT, POOLS, row_named, topology_of
 
 
 class LaunchCommand(click.Command):
@@ -62,13 +58,16 @@ class LaunchCommand(click.Command):
 def _launch(
     config_file: Path | None,
     print_config: bool,
+    describe_topology: str | None,
     ready_file: Path | None,
     ready_fd: int | None,
     parent_fd: int | None,
     **options: Any,
 ) -> int:
     try:
-        return _checked_launch(config_file, print_config, ready_file, ready_fd, parent_fd, options)
+        return _checked_launch(
+            config_file, print_config, describe_topology, ready_file, ready_fd, parent_fd, options
+        )
     except (ConfigError, ModelError) as error:
         raise click.UsageError(str(error)) from error
 
@@ -76,6 +75,7 @@ def _launch(
 def _checked_launch(
     config_file: Path | None,
     print_config: bool,
+    describe_topology: str | None,
     ready_file: Path | None,
     ready_fd: int | None,
     parent_fd: int | None,
@@ -92,7 +92,10 @@ def _checked_launch(
     for warning in values.warnings:
         say(f"warning: {warning}")
     config = values.config()
-    topology(config.topology)
+    if describe_topology is not None:
+        click.echo(_described(config, describe_topology), nl=False)
+        return 0
+    topology_of(config)
     if print_config:
         click.echo(values.as_yaml())
         return 0
@@ -110,6 +113,13 @@ def _checked_launch(
     return serve(config, ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
 
 
+def _described(config: EngineConfig, name: str) -> str:
+    from launcher.checks import with_threads
+
+    row = row_named(name or config.topology) if name or config.table is None else config.table
+    return draw(with_threads(row, config.model.threads))
+
+
 def make_command() -> click.Command:
     """The click command of ``pdv-launch``."""
     parameters: list[click.Parameter] = [
@@ -125,6 +135,14 @@ def make_command() -> click.Command:
             ["--print-config"],
             is_flag=True,
             help="print the effective values with their sources, and exit",
+        ),
+        click.Option(
+            ["--describe-topology"],
+            is_flag=False,
+            flag_value="",
+            metavar="[NAME]",
+            help="draw the processes, stages, sockets and pools of a topology, by default of "
+            "--topology-file or --topology, and exit",
         ),
         click.Option(
             ["--ready-file"],
@@ -202,7 +220,8 @@ def _supervise(
     ready_fd: int | None,
     parent_fd: int | None,
 ) -> int:
-    row = topology(config.topology)
+    row = topology_of(config)
+    files = [path for path in (run_dir / READY_FILE, ready_file) if path is not None]
 
     def describe(report: ReadyReport) -> str:
         front = report.facts[FRONT]
@@ -219,8 +238,8 @@ def _supervise(
     def on_ready(report: ReadyReport) -> None:
         front = report.facts[FRONT]
         text = describe(report)
-        if ready_file is not None:
-            write_whole(ready_file, text)
+        for path in files:
+            write_whole(path, text)
         if ready_fd is not None:
             with open(ready_fd, "w", encoding="utf-8") as pipe:
                 pipe.write(text)
@@ -231,22 +250,22 @@ def _supervise(
         )
 
     def on_restarted(report: ReadyReport) -> None:
-        if ready_file is not None:
+        for path in files:
             try:
-                write_whole(ready_file, describe(report))
+                write_whole(path, describe(report))
             except OSError as error:
-                say(f"--ready-file {ready_file} keeps an old process id: {error.strerror}")
+                say(f"{path} keeps an old process id: {error.strerror}")
 
     (run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     supervisor = Supervisor(
         run_dir,
-        row.process_names,
-        lambda name, generation: child_spec(config, name, run_dir, generation),
+        row,
+        lambda name, generations: child_spec(config, name, run_dir, generations),
         signals,
         on_ready=on_ready,
         on_restarted=on_restarted,
         report=write_line,
-        timeouts=Timeouts(drain=config.server.shutdown_timeout),
+        timeouts=Timeouts(drain=config.server.shutdown_timeout, answer=config.server.lane_timeout),
         restarts=RestartPolicy(
             max_restarts=config.server.max_restarts, window=config.server.restart_window
         ),
@@ -261,13 +280,16 @@ to bridge the gap between two kernels of one forward pass, short enough to leave
 between two batches."""
 
 
-def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int) -> ChildSpec:
+def child_spec(
+    config: EngineConfig, name: str, run_dir: Path, generations: Mapping[str, int]
+) -> ChildSpec:
     """The command line and the environment of one child of a prepared configuration.
 
     Kernels' threads are bounded before Python starts: several processes that each start one thread
     per core and spin would slow each other down by an order of magnitude.
     """
-    threads = "1" if name == FRONT else str(config.model.threads)
+    alone = name in (FRONT, POOLS)
+    threads = "1" if alone else str(topology_of(config).place(name)[0].threads)
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": threads,
@@ -281,7 +303,8 @@ def child_spec(config: EngineConfig, name: str, run_dir: Path, generation: int) 
         sys.executable,
         *("-m", "pdv_mp.process", name),
         *("--run-dir", str(run_dir)),
-        *("--generation", str(generation)),
+        *("--generation", str(generations[name])),
+        *("--generations", json.dumps(generations)),
         *("--parent-pid", str(os.getpid())),
     ]
     return ChildSpec(name, command, environment)

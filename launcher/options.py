@@ -17,6 +17,8 @@ from typing import Any, get_args, get_type_hints
 import click
 import yaml
 
+from launcher.topology_file import read_topology_file
+from launcher.yaml_file import read_yaml_map
 from pdv_mp.config import (
     ConfigError,
     EngineConfig,
@@ -65,7 +67,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option: ``group`` is the part of EngineConfig that has it, empty for ``topology``.
+    """One option: ``group`` is the part of EngineConfig that has it, empty for the topology.
 
     ``type`` is the click type that parses and checks a text.
     """
@@ -117,7 +119,18 @@ def settings() -> tuple[Setting, ...]:
             EngineConfig().topology,
             click.STRING,
             OptionInfo("which process hosts which stage", TOPOLOGY_NAMES),
-        )
+        ),
+        Setting(
+            "",
+            "topology_file",
+            None,
+            click.STRING,
+            OptionInfo(
+                "YAML file with a topology of one's own: its replicas, and its workers with name, "
+                "stages, threads, max_batch and device",
+                metavar="FILE",
+            ),
+        ),
     ]
     for group_name, group in option_groups().items():
         hints = get_type_hints(group)
@@ -194,7 +207,17 @@ class Values:
 
     def config(self) -> EngineConfig:
         """The configuration. Raises ConfigError for values that do not go together."""
-        return EngineConfig.from_options(**self.values)
+        values = dict(self.values)
+        file = values.pop("topology_file")
+        if file is None:
+            return EngineConfig.from_options(**values)
+        if self.sources["topology"] != "default":
+            raise ConfigError(
+                f"--topology {values['topology']} and --topology-file {file} exclude each other"
+            )
+        table = read_topology_file(Path(file))
+        values["topology"] = table.name
+        return dataclasses.replace(EngineConfig.from_options(**values), table=table)
 
     def as_yaml(self) -> str:
         """A YAML file that ``--config`` accepts; the source of each value is its comment."""
@@ -205,13 +228,20 @@ class Values:
                 group = setting.group
                 lines.append((f"{group}:", ""))
             dumped = yaml.safe_dump(
-                self.values[setting.name], default_flow_style=True, width=10**9, allow_unicode=True
+                self._printed(setting.name),
+                default_flow_style=True,
+                width=10**9,
+                allow_unicode=True,
             )
             value = dumped.splitlines()[0]
             indent = "  " if setting.group else ""
             lines.append((f"{indent}{setting.name}: {value}", self.sources[setting.name]))
         width = max(len(text) for text, _ in lines) + 2
         return "\n".join(f"{text:<{width}}# {source}" if source else text for text, source in lines)
+
+    def _printed(self, name: str) -> Any:
+        by_file = name == "topology" and self.values["topology_file"] is not None
+        return None if by_file else self.values[name]
 
 
 def merge(
@@ -232,7 +262,7 @@ def merge(
             text = environment[setting.environment]
             values[name] = setting.convert(text, f"environment variable {setting.environment}")
             sources[name] = setting.environment
-        elif name in in_file:
+        elif in_file.get(name) is not None:
             values[name] = setting.convert(in_file[name], f"{config_file}: {name}")
             sources[name] = str(config_file)
         else:
@@ -255,21 +285,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Keys are option names, ``-`` and ``_`` alike, at the top level or within their group
     (``scheduling: {max-num-seqs: 8}``). Raises ConfigError naming the file and the key.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path} is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" in line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(f"--config {path} is not plain YAML: {problem}{where}") from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise ConfigError(f"--config {path} must be a map of options")
+    document = read_yaml_map(path, "--config", "options")
     groups = {setting.group for setting in settings() if setting.group}
     found: dict[str, Any] = {}
     for key, value in document.items():

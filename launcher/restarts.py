@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from launcher.child import Child
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
@@ -26,7 +28,6 @@ class RestartBudget:
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._deaths: deque[float] = deque()
-        self.generation = 0
 
     @property
     def restarts(self) -> int:
@@ -39,15 +40,14 @@ class RestartBudget:
         return self._policy.max_restarts - len(self._deaths)
 
     def death(self, now: float) -> float | None:
-        """The process died at ``now``: seconds to wait before it is started again under the next
-        ``generation``, or None if its budget is used up."""
+        """The process died at ``now``: seconds to wait before it is started again, or None if its
+        budget is used up."""
         policy = self._policy
         while self._deaths and self._deaths[0] <= now - policy.window:
             self._deaths.popleft()
         if len(self._deaths) >= policy.max_restarts:
             return None
         self._deaths.append(now)
-        self.generation += 1
         doublings = len(self._deaths) - 2
         if doublings < 0:
             return 0.0
@@ -56,13 +56,18 @@ class RestartBudget:
 
 @dataclass(slots=True, eq=False)
 class Restart:
-    """A process that died and does not serve again yet.
+    """A process that is gone, or going, and does not serve again yet.
 
-    ``died``: when. ``deadline``: when it is to be started, or, once ``started``, when it must have
-    shown progress.
+    ``died``: when it was last seen serving. ``due``: the end of its back-off. ``doomed``: who must
+    have been reaped before it may start. ``failure``: why it cannot start again. ``deadline``: when
+    to look at it: while the doomed live, how long they may; then ``due``; once ``started``, when it
+    must have shown progress.
     """
 
     name: str
     died: float
+    due: float
+    doomed: tuple[Child, ...]
     deadline: float
     started: bool = False
+    failure: str | None = None

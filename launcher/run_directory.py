@@ -13,13 +13,14 @@ import tempfile
 from pathlib import Path
 
 from pdv_mp.config import ConfigError
+from pdv_mp.topology_rows import MAX_REPLICAS, MAX_WORKER_NAME
 
 PREFIX = "pdv-"
 LOCK_FILE = "lock"
 MAX_SOCKET_PATH = 107
 """Bytes that the kernel allows for the path of a socket."""
 
-_LONGEST_NAME = "/engine-0.4294967295"
+_LONGEST_NAME = f"/{'w' * MAX_WORKER_NAME}-{MAX_REPLICAS - 1}.4294967295"
 
 
 class RunDirectory:

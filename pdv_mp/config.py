@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from pdv_mp.topology_rows import Topology
+
 
 class ConfigError(ValueError):
     """A configuration value is missing, unknown or out of range; the message names it."""
@@ -134,7 +136,10 @@ class ModelOptions(_Checked):
         aliases=("--context-length",),
     )
     threads: int | None = option(
-        None, help="CPU threads of the worker's kernels (default: one per core)", minimum=1
+        None,
+        help="CPU threads of each worker's kernels, whatever the topology says (default: the "
+        "cores, shared by all workers)",
+        minimum=1,
     )
 
 
@@ -272,6 +277,13 @@ class ServerOptions(_Checked):
         maximum=1_000_000,
     )
     restart_window: float = option(600.0, help="seconds in which restarts are counted", minimum=1.0)
+    lane_timeout: float = option(
+        10.0,
+        help="seconds without a sign of life after which a process that has started is killed, "
+        "which is then a death like any other; a worker answers between two steps, so a single "
+        "step must never take so long; 0 waits for ever",
+        minimum=0.0,
+    )
     log_level: str = option(
         "warning",
         help="least severe log record that is written to stderr",
@@ -289,9 +301,14 @@ class ServerOptions(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Everything that a server's processes need to know, fixed before the first of them starts."""
+    """Everything that a server's processes need to know, fixed before the first of them starts.
+
+    ``topology`` is the name of a row. ``table`` is the row itself, once the launcher has prepared
+    it, or when it comes from ``--topology-file``.
+    """
 
     topology: str = "unified"
+    table: Topology | None = None
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     cache: CacheOptions = dataclasses.field(default_factory=CacheOptions)
     scheduling: SchedulingOptions = dataclasses.field(default_factory=SchedulingOptions)
@@ -315,7 +332,10 @@ class EngineConfig:
         for key, value in values.items():
             if key not in types:
                 raise ConfigError(f"unknown configuration key {key!r}")
-            parts[key] = value if key == "topology" else _build(types[key], key, value)
+            if key == "table":
+                parts[key] = None if value is None else Topology.from_dict(value)
+            else:
+                parts[key] = value if key == "topology" else _build(types[key], key, value)
         return cls(**parts)
 
     @classmethod

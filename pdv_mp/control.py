@@ -17,6 +17,8 @@ from pdv_mp.wire.control import (
     Failed,
     Hello,
     Lost,
+    Ping,
+    Pong,
     Progress,
     Ready,
     Received,
@@ -67,19 +69,23 @@ class ControlClient:
         self.send(Progress(self.name, text))
 
     def receive(self) -> SupervisorMessage | None:
-        """The next message of the supervisor, or None if none has arrived.
+        """The next message of the supervisor, or None if none has arrived; pings are answered here.
 
         Raises ControlError for a frame that the supervisor cannot have sent.
         """
-        try:
-            frame = self.socket.recv(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-        message = decode_control(frame)
-        if not isinstance(message, (Drain, Abort, Restarting, Lost, Stop, Received)):
-            raise ControlError(f"the supervisor sent a {type(message).__name__} message")
-        self.stop_received = self.stop_received or isinstance(message, Stop)
-        return message
+        while True:
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            message = decode_control(frame)
+            if isinstance(message, Ping):
+                self.send(Pong())
+                continue
+            if not isinstance(message, (Drain, Abort, Restarting, Lost, Stop, Received)):
+                raise ControlError(f"the supervisor sent a {type(message).__name__} message")
+            self.stop_received = self.stop_received or isinstance(message, Stop)
+            return message
 
     def finish(self, message: Bye | Failed, seconds: float = ACKNOWLEDGE_SECONDS) -> None:
         """Sends the last message, waits until it was received (at most ``seconds``), and closes."""

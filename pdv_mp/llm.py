@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from launcher.output import PREFIX
 from pdv_mp.client import Client, Completion, ServerError, ServerUnreachable
+from pdv_mp.process import READY_FILE
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.token_file import read_token
 
@@ -54,7 +55,7 @@ class LLM:
         self,
         model: str | os.PathLike[str] | None = None,
         draft_model: str | os.PathLike[str] | None = None,
-        topology: str = "unified",
+        topology: str | None = None,
         **options: Any,
     ) -> None:
         arguments = [*_flags({"model": model, "draft_model": draft_model, "topology": topology})]
@@ -115,8 +116,12 @@ class LLM:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by name, the launcher's included."""
-        return dict(self._ready["pids"])
+        """Process ids by name, the launcher's included, as they are after restarts."""
+        try:
+            text = (Path(self._ready["run_dir"]) / READY_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:  # the server has ended
+            return dict(self._ready["pids"])
+        return dict(json.loads(text)["pids"])
 
     def generate(
         self,

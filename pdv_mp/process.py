@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ SUPERVISED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 CONFIG_FILE = "config.json"
 """File name of the configuration in the run directory."""
+
+READY_FILE = "ready.json"
+"""File name, in the run directory, of what ``--ready-file`` says: endpoints, process ids."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -46,9 +50,18 @@ def die_with_parent(parent_pid: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one role until the supervisor stops it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pdv_mp.process", description=__doc__)
-    parser.add_argument("name", help="front or worker-0")
+    parser.add_argument("name", help="front, pools, or the name of a worker, such as worker-0")
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--generation", type=int, default=0)
+    parser.add_argument(
+        "--generation", type=int, default=0, help="how often this process was started before"
+    )
+    parser.add_argument(
+        "--generations",
+        type=_generations,
+        default={},
+        metavar="JSON",
+        help="the generation that each process has at this moment, by name",
+    )
     parser.add_argument("--parent-pid", type=int, required=True)
     options = parser.parse_args(arguments)
 
@@ -64,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     control = ControlClient(options.run_dir, options.name)
     try:
-        _run_role(options.name, options.run_dir, options.generation, control)
+        generations = {**options.generations, options.name: options.generation}
+        _run_role(options.name, options.run_dir, generations, control)
     except Exception as error:
         expected = _is_users_error(error)
         if not expected:
@@ -80,9 +94,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_role(name: str, run_dir: Path, generation: int, control: ControlClient) -> None:
+def _generations(text: str) -> dict[str, int]:
+    """The value of ``--generations``. Raises ValueError for anything that is not one."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or not all(type(value) is int for value in values.values()):
+        raise ValueError("--generations is not a map of names to whole numbers")
+    return values
+
+
+def _run_role(
+    name: str, run_dir: Path, generations: Mapping[str, int], control: ControlClient
+) -> None:
     from pdv_mp.config import ConfigError, EngineConfig
-    from pdv_mp.topology import FRONT, topology
+    from pdv_mp.topology import FRONT, POOLS, topology_of
 
     config = EngineConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     logging.basicConfig(
@@ -90,16 +114,25 @@ def _run_role(name: str, run_dir: Path, generation: int, control: ControlClient)
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
+    row = topology_of(config)
+    if name not in row.process_names:
+        raise ConfigError(f"topology {row.name!r} has no process {name!r}")
     if name == FRONT:
         from pdv_mp.front import run_front
 
-        run_front(config, run_dir, control, generation)
-    elif name in topology(config.topology).worker_names:
+        run_front(config, run_dir, control, generations)
+    elif name == POOLS:
+        from pdv_mp.pools_process import run_pools
+
+        run_pools(config, run_dir, control)
+    elif row.place(name)[0].schedules:
         from pdv_mp.worker_process import run_worker
 
-        run_worker(config, name, run_dir, control, generation)
+        run_worker(config, name, run_dir, control, generations)
     else:
-        raise ConfigError(f"topology {config.topology!r} has no process {name!r}")
+        from pdv_mp.lanes.lane_process import run_lane
+
+        run_lane(config, name, run_dir, control, generations)
 
 
 def _is_users_error(error: Exception) -> bool:

@@ -1,41 +1,50 @@
-"""What a worker computes with: the models, their caches, and the facts decided at start-up."""
+"""What a process computes with: models, caches, and the facts decided at start-up."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pdv_mp.config import CacheOptions, ConfigError, EngineConfig
+from pdv_mp.attachment import Attachment, attach
+from pdv_mp.config import EngineConfig
+from pdv_mp.control import ControlClient
 from pdv_mp.memory.attention_plan import AttentionPlan
-from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.model.implementation import read_model
 from pdv_mp.model.language_model import LanguageModel
 from pdv_mp.model.loading import load_weights, random_weights
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
 from pdv_mp.model.transformers_config import TransformersConfig
+from pdv_mp.model.weights import Manifest, Weights
 from pdv_mp.pools import Pools
-
-DEFAULT_CPU_KV_BYTES = 1 << 30
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from pdv_mp.resource_plan import (
+    DRAFT,
+    TARGET,
+    PlannedModel,
+    ResourcePlan,
+    kv_budget,
+    kv_name,
+    make_plan,
+    store_name,
+    table_name,
+    weights_name,
+)
+from pdv_mp.topology import Worker
+from pdv_mp.wire.control import SupervisorMessage
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRunner:
     """A model bound to its cache on one device.
 
-    ``vocab_size``: ids that both models of a pair know. A checkpoint may pad its vocabulary beyond
-    that; such ids have no text and the other model could not read them, so they are cut off.
+    ``vocab_size``: ids that both models of a pair know; logits of others are cut off.
     """
 
     name: str
@@ -54,154 +63,269 @@ class ModelRunner:
         return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Resources:
-    """All that the stages of one process share."""
+    """All that the stages of one process share.
 
-    target: ModelRunner
-    draft: ModelRunner | None
-    pools: Pools
-    num_slots: int
-    max_model_len: int
-    dtype: torch.dtype
+    ``runners`` and ``caches`` by role: what this process computes with, and whose KV it can reach.
+    A process with a scheduler has the caches of both models, whatever it computes.
+    """
+
+    plan: ResourcePlan
+    num_blocks: int
+    runners: Mapping[str, ModelRunner]
+    caches: Mapping[str, KVCache]
+
+    @property
+    def target(self) -> ModelRunner:
+        """The verifier. Raises RuntimeError in a process that only drafts."""
+        if TARGET not in self.runners:
+            raise RuntimeError("this process does not compute the verifier")
+        return self.runners[TARGET]
+
+    @property
+    def draft(self) -> ModelRunner | None:
+        """The draft model, None where this process does not compute one."""
+        return self.runners.get(DRAFT)
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the server has a draft model, in this process or in another."""
+        return self.plan.model(DRAFT) is not None
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences of a replica that may have KV at once."""
+        return self.plan.num_slots
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a sequence."""
+        return self.plan.max_model_len
+
+    @cached_property
+    def pools(self) -> Pools:
+        """The one account of slots and blocks of the replica; made when it is first asked for.
+
+        All KV that was there before is forgotten. Raises RuntimeError where another process has it.
+        """
+        if len(self.caches) < len(self.plan.models):
+            raise RuntimeError("the account of KV blocks lives in the process with the scheduler")
+        caches = [self.caches[model.role] for model in self.plan.models]
+        for cache in caches:
+            cache.reset()
+        budget = self.num_blocks * self.plan.block_bytes
+        return Pools(self.num_slots, self.num_blocks, self.plan.block_size, caches, budget)
 
     def facts(self, config: EngineConfig) -> dict[str, Any]:
         """What other processes need to know of this one; see wire.engine.EngineReady."""
+        plan = self.plan
+        draft = plan.model(DRAFT)
         return {
             "fingerprint": config.fingerprint,
-            "vocab_size": self.target.vocab_size,
-            "eos_ids": list(self.target.config.eos_token_ids),
-            "max_model_len": self.max_model_len,
-            "max_request_tokens": min(self.max_model_len, self.pools.max_tokens),
-            "credits": self.num_slots,
-            "model": self.target.name,
-            "draft_model": self.draft.name if self.draft else None,
-            "device": str(self.target.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "kv_blocks": self.pools.num_blocks,
-            "block_size": self.pools.block_size,
+            "vocab_size": plan.vocab_size,
+            "eos_ids": list(plan.target.config.eos_token_ids),
+            "max_model_len": plan.max_model_len,
+            "max_request_tokens": min(plan.max_model_len, self.num_blocks * plan.block_size),
+            "credits": plan.num_slots,
+            "model": plan.target.name,
+            "draft_model": draft.name if draft else None,
+            "device": str(plan.device),
+            "dtype": str(plan.dtype).removeprefix("torch."),
+            "kv_blocks": self.num_blocks,
+            "block_size": plan.block_size,
         }
 
 
 def build_resources(config: EngineConfig) -> Resources:
-    """Load the models and make the pools that a configuration asks for.
+    """Load the models and make the pools that a configuration asks for, for this process alone.
 
     Raises ConfigError when the KV budget cannot hold even one block, ModelError for a checkpoint
     that cannot be served.
     """
-    device = pick_device(config.model.device)
-    if config.model.model is None:
-        raise ConfigError("--model is not resolved; start the server through pdv-launch")
-    target_folder = Path(config.model.model)
-    draft_name = config.model.draft_model
-    draft_folder = None if draft_name in (None, "none") else Path(str(draft_name))
-    implementation = config.model.model_impl
-    target_config = read_model(target_folder, implementation)
-    draft_config = None if draft_folder is None else read_model(draft_folder, implementation)
-    configs = [part for part in (target_config, draft_config) if part is not None]
+    plan = make_plan(config)
+    transformers = {model.role: _load(config, plan, model) for model in plan.models}
+    num_blocks = plan.count_blocks(kv_budget(config.cache, plan.device))
+    caches = {model.role: _private_cache(plan, model, num_blocks) for model in plan.models}
+    return Resources(plan, num_blocks, _runners(plan, transformers, caches), caches)
 
-    max_model_len = config.model.max_model_len or min(part.context_limit for part in configs)
-    for part in configs:
-        part.check_max_model_len(max_model_len)
-    dtype = pick_dtype(config.model.dtype, target_config, device)
-    block_size = config.cache.block_size
-    num_slots = config.scheduling.max_admitted
-    block_bytes = block_size * sum(part.kv_bytes_per_token(dtype) for part in configs)
 
-    def load(part: ModelConfig | TransformersConfig, folder: Path) -> LanguageModel:
-        dummy = config.model.load_format == "dummy"
-        if isinstance(part, TransformersConfig):
-            # Imported where it is needed: transformers takes seconds.
-            from pdv_mp.model.transformers_loading import load_transformers_model
+def attach_resources(
+    config: EngineConfig,
+    run_dir: Path,
+    process_name: str,
+    control: ControlClient,
+    on_message: Callable[[SupervisorMessage], None],
+) -> Resources | None:
+    """Map what the stages of a worker process need of the memory that the pools process owns.
 
-            return load_transformers_model(part, folder, dtype, device, max_model_len, dummy=dummy)
-        if dummy:
-            weights = random_weights(part, dtype, device, seed=0)
-        else:
-            weights = load_weights(part, folder, dtype, device)
-        return Transformer(part, weights, max_model_len)
+    Waits until it is loaded; meanwhile the supervisor's messages other than Stop go to
+    ``on_message``. None when the supervisor says Stop. Raises ConfigError when the pools process
+    refuses, or when this system does not let processes share memory.
+    """
+    plan = make_plan(config)
+    worker, replica = plan.topology.place(process_name)
+    computed = _models_of(worker, plan)
+    reached = plan.models if worker.schedules else computed
+    buffers = {weights_name(model.role) for model in computed}
+    for model in reached:
+        buffers |= _kv_names(plan, model, replica, worker.schedules)
+    attachment = attach(
+        run_dir,
+        process_name,
+        config.fingerprint,
+        sorted(buffers),
+        plan.device,
+        control,
+        on_message,
+    )
+    if attachment is None:
+        return None
+    transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
+    caches = {model.role: _shared_cache(plan, model, attachment, replica) for model in reached}
+    runners = _runners(plan, transformers, caches)
+    return Resources(plan, attachment.num_blocks, runners, caches)
 
-    transformers = [load(target_config, target_folder)]
-    if draft_config is not None and draft_folder is not None:
-        transformers.append(load(draft_config, draft_folder))
 
-    num_blocks = kv_budget(config.cache, device) // block_bytes
-    if not config.cache.enable_prefix_caching:
-        num_blocks = min(num_blocks, num_slots * blocks_for(max_model_len, block_size))
-    if num_blocks < 1:
-        raise ConfigError(
-            f"--kv-cache-memory is too small: one block of {block_size} tokens takes "
-            f"{block_bytes} bytes"
+def load_into(
+    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, buffer: torch.Tensor
+) -> None:
+    """Fill a buffer (uint8, on the plan's device) with the weights of a model.
+
+    Raises ModelError for a checkpoint that cannot be served, ConfigError for a model whose weights
+    have no such form.
+    """
+    _own_weights(config, plan, plan.shareable(model), model.folder, buffer)
+
+
+def _own_weights(
+    config: EngineConfig,
+    plan: ResourcePlan,
+    shape: ModelConfig,
+    folder: Path,
+    into: torch.Tensor | None = None,
+) -> Weights:
+    if config.model.load_format == "dummy":
+        return random_weights(shape, plan.dtype, plan.device, seed=0, into=into)
+    return load_weights(shape, folder, plan.dtype, plan.device, into)
+
+
+def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> LanguageModel:
+    """A model with weights of its own."""
+    if isinstance(model.config, TransformersConfig):
+        # Imported where it is needed: transformers takes seconds.
+        from pdv_mp.model.transformers_loading import load_transformers_model
+
+        return load_transformers_model(
+            model.config,
+            model.folder,
+            plan.dtype,
+            plan.device,
+            plan.max_model_len,
+            dummy=config.model.load_format == "dummy",
         )
-    layout = config.cache.kv_layout
-    if layout == "auto":
-        layout = "contiguous" if device.type == "cpu" else "paged"
-    if layout == "contiguous" and device.type != "cpu":
-        raise ConfigError("--kv-layout contiguous is for a CPU; use paged, or --device cpu")
+    weights = _own_weights(config, plan, model.config, model.folder)
+    return Transformer(model.config, weights, plan.max_model_len)
 
-    def cache(part: ModelShape) -> KVCache:
-        if layout == "contiguous":
-            stored = num_blocks if config.cache.enable_prefix_caching else 0
-            return ContiguousKVCache(part, num_slots, max_model_len, dtype, block_size, stored)
-        return PagedKVCache(part, num_blocks, block_size, num_slots, max_model_len, dtype, device)
 
-    vocab_size = min(part.vocab_size for part in configs)
-    runners = [
-        ModelRunner(name, vocab_size, part, transformer, cache(part), device)
-        for name, part, transformer in zip(
-            (config.model.served_model_name or target_folder.name, checkpoint_name(draft_folder)),
-            configs,
-            transformers,
-            strict=False,
+def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> LanguageModel:
+    """A model on weights that the pools process has loaded."""
+    shape = plan.shareable(model)
+    manifest = Manifest.build(shape, plan.dtype)
+    weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
+    return Transformer(shape, weights, plan.max_model_len)
+
+
+def _private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> KVCache:
+    if plan.layout == "contiguous":
+        return ContiguousKVCache(
+            model.config,
+            plan.num_slots,
+            plan.max_model_len,
+            plan.dtype,
+            plan.block_size,
+            num_blocks if plan.prefix_caching else 0,
         )
-    ]
-    caches = [runner.cache for runner in runners]
-    pools = Pools(num_slots, num_blocks, block_size, caches, budget_bytes=num_blocks * block_bytes)
-    draft = runners[1] if len(runners) > 1 else None
-    return Resources(runners[0], draft, pools, num_slots, max_model_len, dtype)
+    return PagedKVCache(
+        model.config,
+        num_blocks,
+        plan.block_size,
+        plan.num_slots,
+        plan.max_model_len,
+        plan.dtype,
+        plan.device,
+    )
 
 
-def checkpoint_name(folder: Path | None) -> str:
-    """A folder's name, or ``owner/name`` for the snapshot of a hub model in the local cache."""
-    if folder is None:
-        return ""
-    cached = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and cached.startswith("models--"):
-        return cached.removeprefix("models--").replace("--", "/")
-    return folder.name
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of ``--device``. Raises ConfigError for one that this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: this machine has no usable CUDA device")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name!r} is not supported; use auto, cpu or cuda:N")
-    return device
-
-
-def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtype:
-    """The arithmetic of ``--dtype``; ``auto`` is lossless on a CPU and native on a GPU."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else model.dtype
-    if name not in DTYPES:
-        raise ConfigError(
-            f"the checkpoint's own type {name!r} is not served; choose --dtype {', '.join(DTYPES)}"
+def _shared_cache(
+    plan: ResourcePlan,
+    model: PlannedModel,
+    attachment: Attachment,
+    replica: int,
+) -> KVCache:
+    """The cache of a replica, with the store only where its scheduler is."""
+    num_blocks = attachment.num_blocks
+    if plan.layout == "contiguous":
+        store = attachment.memfds.get(store_name(model.role, replica))
+        return ContiguousKVCache(
+            model.config,
+            plan.num_slots,
+            plan.max_model_len,
+            plan.dtype,
+            plan.block_size,
+            num_blocks if store is not None else 0,
+            runs=attachment.memfds[kv_name(model.role, replica)],
+            store=store,
         )
-    return DTYPES[name]
+    return PagedKVCache(
+        model.config,
+        num_blocks,
+        plan.block_size,
+        plan.num_slots,
+        plan.max_model_len,
+        plan.dtype,
+        plan.device,
+        pool=attachment.tensor(kv_name(model.role, replica)),
+        table=attachment.tensor(table_name(model.role, replica)),
+    )
 
 
-def kv_budget(options: CacheOptions, device: torch.device) -> int:
-    """Bytes for the KV of all models. On a GPU call it after the weights are loaded."""
-    if options.kv_cache_memory is not None:
-        return options.kv_cache_memory
-    if device.type == "cpu":
-        return DEFAULT_CPU_KV_BYTES
-    free, total = torch.cuda.mem_get_info(device)
-    return max(0, int(total * options.gpu_memory_utilization) - (total - free))
+def _kv_names(plan: ResourcePlan, model: PlannedModel, replica: int, schedules: bool) -> set[str]:
+    """Names of the buffers with a model's KV that a worker of a replica maps."""
+    names = {kv_name(model.role, replica)}
+    if plan.layout == "paged":
+        names.add(table_name(model.role, replica))
+    elif schedules and plan.prefix_caching:
+        names.add(store_name(model.role, replica))
+    return names
+
+
+def _models_of(worker: Worker, plan: ResourcePlan) -> tuple[PlannedModel, ...]:
+    """The models that the stages of a worker compute."""
+    roles = set()
+    if "prefill" in worker.stages:
+        roles |= {TARGET, DRAFT}
+    if "draft" in worker.stages:
+        roles.add(DRAFT)
+    if "verify" in worker.stages:
+        roles.add(TARGET)
+    return tuple(model for model in plan.models if model.role in roles)
+
+
+def _runners(
+    plan: ResourcePlan,
+    transformers: Mapping[str, LanguageModel],
+    caches: Mapping[str, KVCache],
+) -> dict[str, ModelRunner]:
+    return {
+        model.role: ModelRunner(
+            model.name,
+            plan.vocab_size,
+            model.config,
+            transformers[model.role],
+            caches[model.role],
+            plan.device,
+        )
+        for model in plan.models
+        if model.role in transformers
+    }

@@ -11,19 +11,22 @@ plain data: a worker calls it between batches, and stamps come from the caller.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pdv_mp.config import SchedulingOptions, SpeculationOptions
 from pdv_mp.counters import Counters
+from pdv_mp.emissions import Emissions, logprob_columns
 from pdv_mp.kv_manager import KVManager
+from pdv_mp.orders import draft_order
 from pdv_mp.pools import Pools
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.sequences import MAX_STOP_IDS, Phase, Sequence, SequenceTable, Slots, enter_all
 from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, TokenLogprobs, Verdict
 from pdv_mp.timeline import Timeline, state_index
-from pdv_mp.wire.engine import Finish, LogprobColumns, Open, PromptLogprobs, Tokens
+from pdv_mp.wire.engine import Finish, Open, PromptLogprobs, Tokens
 
 _WIRE = state_index("front>verify.wire")
 _DECODE = state_index("front>verify.decode")
@@ -33,7 +36,12 @@ _BATCH_QUEUE = state_index("verify.queue")
 _DRAFT_INBOX = state_index("draft.inbox")
 _VERIFY_INBOX = state_index("verify.inbox")
 _PREEMPTED = state_index("verify.preempted")
-_ENCODE = state_index("verify>front.encode")
+_RESTART = state_index("prefill.restart")
+
+DEATHS_BEFORE_ALONE = 2
+"""Deaths of a lane that had a request in its batch, after which the request is treated apart."""
+
+DEATHS_BEFORE_FAILURE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +50,6 @@ class Cycle:
 
     drafts: DraftOrder | None
     plain: Proposal | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Emission:
-    """A message to the front, and the timelines that it is to carry by entry number."""
-
-    message: Tokens | PromptLogprobs
-    timelines: list[tuple[int, Timeline]]
 
 
 class Scheduler:
@@ -64,12 +64,23 @@ class Scheduler:
         counters: Counters,
         can_draft: bool,
         prefix_caching: bool,
+        prefill_backlog: int,
+        lanes: Collection[str] = (),
     ) -> None:
+        """``prefill_backlog``: admit while fewer prompt tokens than this are to be computed.
+
+        ``lanes``: stages in other processes. Work for one is in its inbox when its message has
+        arrived there, not when it is ordered.
+        """
         self._table = table
         self._pools = pools
         self._kv = KVManager(table, pools, counters, prefix_caching)
         self._scheduling = scheduling
         self._draft_length = speculation.num_speculative_tokens if can_draft else 0
+        self._prefill_backlog = prefill_backlog
+        self._prefill_is_here = "prefill" not in lanes
+        self._draft_is_here = "draft" not in lanes
+        self._cycle = 0
         self._counters = counters
         self._by_slot: list[Sequence | None] = [None] * table.num_slots
         self._by_request: dict[int, Sequence] = {}
@@ -78,7 +89,7 @@ class Scheduler:
         self._ready: deque[Sequence] = deque()
         self._running: list[int] = []
         self._submitted = 0
-        self._emissions: list[_Emission] = []
+        self._emissions = Emissions()
 
     # ------------------------------------------------------------------ questions
 
@@ -91,6 +102,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Requests without a slot."""
         return len(self._waiting)
+
+    @property
+    def num_prefilling(self) -> int:
+        """Requests that the prefill stage has."""
+        return len(self._prefilling)
 
     @property
     def num_ready(self) -> int:
@@ -194,7 +210,7 @@ class Scheduler:
 
     def end_now(self, sequence: Sequence, finish: Finish, message: str | None = None) -> None:
         """End an admitted sequence that no stage has, and free its slot."""
-        self._emit_empty(sequence, finish, message)
+        self._emissions.end(sequence, finish, message)
         if sequence.phase is Phase.RUNNING:
             self._running.remove(sequence.slot)
         self._release(sequence)
@@ -202,7 +218,7 @@ class Scheduler:
     def _finish_unadmitted(
         self, sequence: Sequence, finish: Finish, message: str | None = None
     ) -> None:
-        self._emit_empty(sequence, finish, message)
+        self._emissions.end(sequence, finish, message)
         del self._by_request[sequence.request]
         sequence.phase = Phase.FINISHED
         self._counters.ended += 1
@@ -224,14 +240,16 @@ class Scheduler:
         """Give slots and blocks to waiting requests, first come first served.
 
         The order is strict: a large request is not overtaken by smaller ones, so it cannot starve.
-        No more are admitted than give the prefill stage its next chunk, since later ones may find
-        more in the prefix cache; and each leaves a block for every sequence that is decoding. The
+        No more are admitted than keep the prefill stage busy, since later ones may find more in the
+        prefix cache; and each leaves a block for every sequence that is decoding. The
         sequences returned belong to the prefill stage until it returns them.
         """
-        admitted = []
+        admitted: list[Sequence] = []
         backlog = self._backlog() if self._waiting else 0
-        while self._waiting and backlog < self._scheduling.max_num_batched_tokens:
+        while self._waiting and backlog < self._prefill_backlog:
             sequence = self._waiting[0]
+            if self._prefilling and any(map(self._is_suspect, (sequence, *self._prompts()))):
+                break  # a suspect is prefilled alone
             spare = len(self._running) + len(self._ready)
             if not self._kv.admit(sequence, 1 + self._draft_length, spare):
                 break
@@ -245,9 +263,16 @@ class Scheduler:
             self._by_slot[slot] = sequence
             self._prefilling.add(slot)
             backlog += int(self._table.num_prompt[slot] - self._table.target_len[slot])
-            sequence.timeline.enter(_PREFILL_INBOX, now)
+            if self._prefill_is_here:
+                sequence.timeline.enter(_PREFILL_INBOX, now)
             admitted.append(sequence)
         return admitted
+
+    def _prompts(self) -> list[Sequence]:
+        return [sequence for slot in self._prefilling if (sequence := self._by_slot[slot])]
+
+    def _is_suspect(self, sequence: Sequence) -> bool:
+        return sequence.prefill_deaths >= DEATHS_BEFORE_ALONE
 
     def _backlog(self) -> int:
         """Tokens that the prefill stage has still to compute."""
@@ -255,7 +280,15 @@ class Scheduler:
         return int((self._table.num_prompt[slots] - self._table.target_len[slots]).sum())
 
     def prefilled(self, result: Prefilled, now: int) -> None:
-        """Take sequences over from the prefill stage, each with its next token."""
+        """Note what the prefill stage has computed, and take the sequences over whose prompts are
+        complete, each with its next token."""
+        table = self._table
+        drafted = np.where(table.speculates[result.computed], result.lengths, 0)
+        table.target_len[result.computed] += result.lengths
+        table.draft_len[result.computed] += drafted
+        self._counters.prefill_forwards += 1
+        self._counters.prefill_tokens += int(result.lengths.sum())
+        self._counters.draft_prefill_forwards += int(drafted.any())
         for sequence in self.sequences(result.computed):
             self._kv.publish(sequence)
         for chunk in result.prompt_logprobs:
@@ -263,9 +296,9 @@ class Scheduler:
             message = PromptLogprobs(
                 request=int(self._table.request[chunk.slot]),
                 start=chunk.start,
-                logprobs=_logprob_columns(chunk.logprobs, rows),
+                logprobs=logprob_columns(chunk.logprobs, rows),
             )
-            self._emissions.append(_Emission(message, []))
+            self._emissions.prompt_logprobs(message)
         if len(result.slots) == 0:
             return
         sequences = self.sequences(result.slots)
@@ -277,16 +310,54 @@ class Scheduler:
         for sequence in sequences:
             if sequence.phase is not Phase.FINISHED:
                 sequence.phase = Phase.READY
+                sequence.prefill_deaths = 0
                 sequence.timeline.enter(_BATCH_QUEUE, now)
                 self._ready.append(sequence)
 
+    # ------------------------------------------------------------------ lanes that died
+
+    def blame(self, slots: Iterable[int], stage: str) -> None:
+        """A lane died while it worked on ``slots``.
+
+        One that is in that record at two deaths of a draft lane does without drafts from now on,
+        which changes none of its tokens. One that is in it at two deaths of a prefill lane is
+        prefilled alone, and at the third it fails.
+        """
+        for slot in slots:
+            sequence = self._by_slot[slot]
+            if sequence is None:
+                continue
+            if stage == "prefill":
+                sequence.prefill_deaths += 1
+                continue
+            sequence.draft_deaths += 1
+            if sequence.draft_deaths >= DEATHS_BEFORE_ALONE:
+                sequence.params = replace(sequence.params, speculate=False)
+                self._table.speculates[slot] = False
+
+    def requeue_prefilling(self, now: int) -> None:
+        """The prefill stage has lost what it had: its sequences wait again, before all others, and
+        keep what of them was computed if it may be shared."""
+        for sequence in sorted(self._prompts(), key=lambda item: item.age, reverse=True):
+            if self._table.closing[sequence.slot]:
+                self.end_now(sequence, Finish.ABORT)
+            elif sequence.prefill_deaths >= DEATHS_BEFORE_FAILURE:
+                text = f"the prefill process died {sequence.prefill_deaths} times of this request"
+                self.end_now(sequence, Finish.FAILED, text)
+            else:
+                self._vacate(sequence)
+                sequence.phase = Phase.WAITING
+                sequence.timeline.enter(_RESTART, now)
+                self._waiting.appendleft(sequence)
+
     # ------------------------------------------------------------------ the decode cycle
 
-    def start_cycle(self, now: int) -> Cycle:
+    def start_cycle(self, now: int, drafting: bool = True) -> Cycle:
         """Fill the batch from ``ready`` and hand all of it to the draft and verify stages.
 
-        A sequence may draft at most what it can still emit besides the verifier's own token. Those
-        that have no room for it wait for a prefill to end, or are pre-empted.
+        ``drafting``: whether there is a draft stage at present. A sequence may draft at most what
+        it can still emit besides the verifier's own token. Those that have no room for it wait for
+        a prefill to end, or are pre-empted.
         """
         while self._ready and len(self._running) < self._scheduling.max_num_seqs:
             sequence = self._ready.popleft()
@@ -296,7 +367,8 @@ class Scheduler:
         slots = np.array(sorted(self._running), np.int64)
         base = table.committed[slots]
         room = table.max_len[slots] - base - 1
-        lengths = np.where(table.speculates[slots], np.minimum(self._draft_length, room), 0)
+        draft_length = self._draft_length if drafting else 0
+        lengths = np.where(table.speculates[slots], np.minimum(draft_length, room), 0)
         if np.any(base + lengths > table.room[slots]):
             granted = self._make_room(slots, base + lengths, now)
             slots, base, lengths = slots[granted], base[granted], lengths[granted]
@@ -305,8 +377,10 @@ class Scheduler:
         drafts = lengths > 0
         order = plain = None
         if drafts.any():
-            order = DraftOrder(slots[drafts], base[drafts], lengths[drafts])
-            enter_all(self.sequences(order.slots), _DRAFT_INBOX, now)
+            self._cycle += 1
+            order = draft_order(table, self._cycle, slots[drafts], base[drafts], lengths[drafts])
+            if self._draft_is_here:
+                enter_all(self.sequences(order.slots), _DRAFT_INBOX, now)
         if not drafts.all():
             rest = slots[~drafts]
             none = np.zeros((len(rest), 0), np.int64)
@@ -368,6 +442,11 @@ class Scheduler:
         """
         proposal = verdict.proposal
         width = proposal.ids.shape[1]
+        # The last draft token was never fed, so after a full acceptance the draft's cache lacks it.
+        drafted = np.flatnonzero(proposal.lengths)
+        kept = np.minimum(proposal.lengths - 1, verdict.accepted)
+        self._table.draft_len[proposal.slots[drafted]] = (proposal.base + kept)[drafted]
+        self._counters.draft_forwards += width
         emitted = np.full((len(proposal.slots), width + 1), -1, np.int64)
         emitted[:, :width] = proposal.ids
         emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
@@ -384,8 +463,10 @@ class Scheduler:
         )
         self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
         for sequence in self.sequences(proposal.slots):
-            state = _DRAFT_INBOX if sequence.params.speculate else _VERIFY_INBOX
-            sequence.timeline.enter(state, now)
+            if not sequence.params.speculate:
+                sequence.timeline.enter(_VERIFY_INBOX, now)
+            elif self._draft_is_here:
+                sequence.timeline.enter(_DRAFT_INBOX, now)
 
     def _commit(
         self,
@@ -437,8 +518,8 @@ class Scheduler:
         widths = table.logprobs[slots]
         if logprobs is not None:
             some = TokenLogprobs(logprobs.chosen[used], logprobs.top_ids[used], logprobs.top[used])
-            message.logprobs = _logprob_columns(some, np.repeat(widths, counts))
-        self._emissions.append(_Emission(message, self._reporting(slots)))
+            message.logprobs = logprob_columns(some, np.repeat(widths, counts))
+        self._emissions.tokens(message, self._reporting(slots))
         for slot in slots[finish != Finish.NONE].tolist():
             sequence = self._by_slot[slot]
             if sequence is not None:
@@ -453,33 +534,9 @@ class Scheduler:
             if (sequence := self._by_slot[slots[entry]])
         ]
 
-    def _emit_empty(self, sequence: Sequence, finish: Finish, message: str | None) -> None:
-        zero = np.zeros(1, np.int32)
-        tokens = Tokens(
-            requests=np.array([sequence.request], np.int64),
-            queued_ns=np.array([sequence.queued_ns], np.int64),
-            counts=zero,
-            drafted=zero,
-            accepted=zero,
-            finish=np.array([finish], np.int32),
-            stop_ids=zero - 1,
-            cached=zero,
-            ids=zero[:0],
-            messages=[] if message is None else [(0, message)],
-        )
-        timelines = [(0, sequence.timeline)] if sequence.report_timeline else []
-        self._emissions.append(_Emission(tokens, timelines))
-
     def take_emissions(self, encode_ns: int) -> list[Tokens | PromptLogprobs]:
         """What is to be sent to the front, timelines closed at ``encode_ns``."""
-        emissions, self._emissions = self._emissions, []
-        for emission in emissions:
-            if isinstance(emission.message, Tokens):
-                emission.message.timelines = [
-                    (entry, timeline.snapshot(_ENCODE, encode_ns))
-                    for entry, timeline in emission.timelines
-                ]
-        return [emission.message for emission in emissions]
+        return self._emissions.take(encode_ns)
 
     # ------------------------------------------------------------------ checks
 
@@ -501,15 +558,3 @@ class Scheduler:
             raise RuntimeError(f"{self._pools.slots_in_use} slots in use, {len(owned)} owned")
         if self.num_open == 0 and self._pools.blocks_in_use:
             raise RuntimeError(f"{self._pools.blocks_in_use} blocks leaked")
-
-
-def _logprob_columns(logprobs: TokenLogprobs, widths: np.ndarray) -> LogprobColumns:
-    """The columns of R rows, each with the first ``widths[r]`` of its alternatives."""
-    widths = np.minimum(widths, logprobs.top.shape[1])
-    used = np.arange(logprobs.top.shape[1]) < widths[:, None]
-    return LogprobColumns(
-        chosen=logprobs.chosen,
-        widths=widths.astype(np.int32),
-        top_ids=logprobs.top_ids[used],
-        top=logprobs.top[used],
-    )

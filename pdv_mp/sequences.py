@@ -9,6 +9,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from pdv_mp.columns import ragged_range
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.speculation.sampling import SamplingTable
 from pdv_mp.timeline import Timeline
@@ -36,8 +37,9 @@ class Sequence:
 
     ``token_ids``: what is to be computed at admission: the prompt, and after a pre-emption the
     output so far as well. ``age``: requests with lower numbers came first. ``digests``: names of
-    the whole blocks of the text, as far as they were needed. ``slot`` is -1 while it has none; it
-    belongs to the scheduler's pools.
+    the whole blocks of the text, as far as they were needed. ``prefill_deaths``, ``draft_deaths``:
+    how often such a lane has died while it worked on this request. ``slot`` is -1 while it has
+    none; it belongs to the scheduler's pools.
     """
 
     request: int
@@ -55,6 +57,8 @@ class Sequence:
     queued_ns: int = 0
     cached: int = 0
     admissions: int = 0
+    prefill_deaths: int = 0
+    draft_deaths: int = 0
     digests: list[bytes] = field(default_factory=list)
     slot: int = -1
     phase: Phase = Phase.WAITING
@@ -77,6 +81,7 @@ class SequenceTable:
     ``reports`` marks a slot whose timeline goes to the front with every token.
     ``logprobs``, ``prompt_logprobs``: alternatives to report beside each token, -1 for no report.
     ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
+    ``known_to_draft``: the draft stage has been told the slot's sampling parameters.
     """
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
@@ -93,6 +98,7 @@ class SequenceTable:
         self.speculates = np.zeros(num_slots, np.bool_)
         self.reports = np.zeros(num_slots, np.bool_)
         self.closing = np.zeros(num_slots, np.bool_)
+        self.known_to_draft = np.zeros(num_slots, np.bool_)
         self.logprobs = np.full(num_slots, -1, np.int64)
         self.prompt_logprobs = np.full(num_slots, -1, np.int64)
         self.stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)
@@ -119,6 +125,7 @@ class SequenceTable:
         self.speculates[slot] = sequence.params.speculate
         self.reports[slot] = sequence.report_timeline
         self.closing[slot] = False
+        self.known_to_draft[slot] = False
         self.logprobs[slot] = sequence.logprobs
         self.prompt_logprobs[slot] = sequence.prompt_logprobs
         self.stop_ids[slot] = -1
@@ -133,20 +140,12 @@ class SequenceTable:
 
     def ragged_tokens(
         self, slots: Slots, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
-        """Tokens ``starts[b] .. starts[b] + lengths[b]`` of every slot, flattened, int64."""
-        tokens = self.tokens[np.repeat(slots, lengths), ragged_range(starts, lengths)]
-        return tokens.astype(np.int64)
-
-
-def ragged_range(
-    starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """``concatenate([arange(s, s + n) for s, n in zip(starts, lengths)])`` without the loop."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    offsets: Slots = np.repeat(starts - (ends - lengths), lengths)
-    return offsets + np.arange(total, dtype=np.int64)
+    ) -> npt.NDArray[np.int32]:
+        """Tokens ``starts[b] .. starts[b] + lengths[b]`` of every slot, flattened."""
+        tokens: npt.NDArray[np.int32] = self.tokens[
+            np.repeat(slots, lengths), ragged_range(starts, lengths)
+        ]
+        return tokens
 
 
 def enter_all(sequences: Iterable[Sequence], state: int, now: int) -> None:

@@ -21,17 +21,29 @@ STATES: tuple[str, ...] = (
     "front>verify.wire",
     "front>verify.decode",
     "prefill.queue",
+    "verify>prefill.encode",
+    "verify>prefill.wire",
+    "verify>prefill.decode",
     "prefill.inbox",
     "prefill.busy",
     "prefill.batch",
     "prefill.compute",
     "prefill.publish",
-    "draft.queue",
+    "prefill.restart",
+    "prefill>verify.encode",
+    "prefill>verify.wire",
+    "prefill>verify.decode",
+    "verify>draft.encode",
+    "verify>draft.wire",
+    "verify>draft.decode",
     "draft.inbox",
     "draft.busy",
     "draft.batch",
     "draft.compute",
     "draft.publish",
+    "draft>verify.encode",
+    "draft>verify.wire",
+    "draft>verify.decode",
     "verify.queue",
     "verify.inbox",
     "verify.busy",
@@ -46,7 +58,7 @@ STATES: tuple[str, ...] = (
     "front.outbox",
     "front.restart",
 )
-"""Every state that a request of a ``unified`` server can be in."""
+"""Every state that a request can be in; those of an edge only where it joins two processes."""
 
 _INDEX = {name: index for index, name in enumerate(STATES)}
 ORCHESTRATION = ("encode", "wire", "decode", "inbox", "batch", "publish", "text", "outbox")

@@ -7,52 +7,47 @@ another worker a message; nothing else differs between the rows.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from dataclasses import dataclass
 
-from pdv_mp.config import ConfigError
+from pdv_mp.config import ConfigError, EngineConfig, SchedulingOptions
+from pdv_mp.topology_rows import FRONT, POOLS, STAGES, Topology, Worker
 
-FRONT = "front"
-"""Name of the process that faces the clients; every topology has exactly one."""
+__all__ = [
+    "FRONT",
+    "POOLS",
+    "ROWS",
+    "STAGES",
+    "TOPOLOGIES",
+    "TOPOLOGY_NAMES",
+    "Topology",
+    "Worker",
+    "row_named",
+    "scheduling_of",
+    "topology",
+    "topology_of",
+]
 
+ALL_STAGES = ("verify", "draft", "prefill")
+PREFILL = Worker("prefill", ("prefill",))
+DRAFT = Worker("draft", ("draft",))
 
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """One process of a replica: its name and the stages that it hosts, most urgent first."""
+UNIFIED = Topology("unified", (Worker("worker", ALL_STAGES),))
+BASELINE = Topology("baseline", (Worker("worker", ALL_STAGES, max_batch=1),), replicas=4)
+PD = Topology("pd", (PREFILL, Worker("decode", ("verify", "draft"))))
+PDV = Topology("pdv", (PREFILL, DRAFT, Worker("verify", ("verify",))))
+PD_LEGACY = Topology("pd-legacy", (PREFILL, Worker("decode", ("verify", "draft"), max_batch=6)))
+PDV_LEGACY = Topology("pdv-legacy", (PREFILL, DRAFT, Worker("verify", ("verify",), max_batch=12)))
 
-    name: str
-    stages: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """One row: the workers of a replica, and the number of replicas."""
-
-    name: str
-    workers: tuple[Worker, ...]
-    replicas: int = 1
-
-    @property
-    def worker_names(self) -> tuple[str, ...]:
-        """Names of all worker processes, ``<worker>-<replica>``."""
-        return tuple(
-            f"{worker.name}-{replica}"
-            for replica in range(self.replicas)
-            for worker in self.workers
-        )
-
-    @property
-    def process_names(self) -> tuple[str, ...]:
-        """Names of all processes that serve, the front first."""
-        return (FRONT, *self.worker_names)
-
-
-UNIFIED = Topology("unified", (Worker("worker", ("verify", "draft", "prefill")),))
+ROWS: dict[str, Topology] = {
+    row.name: row for row in (UNIFIED, BASELINE, PD, PDV, PD_LEGACY, PDV_LEGACY)
+}
+"""All rows; the legacy ones have the batch limits of the engines that pd and pdv come from."""
 
 TOPOLOGIES: dict[str, Topology] = {row.name: row for row in (UNIFIED,)}
 """The rows that can be served."""
 
-TOPOLOGY_NAMES: tuple[str, ...] = ("unified", "baseline", "pd", "pdv", "auto")
+TOPOLOGY_NAMES: tuple[str, ...] = (*ROWS, "auto")
 """The names of all rows, those that cannot be served yet included."""
 
 
@@ -63,6 +58,35 @@ def topology(name: str) -> Topology:
     if name in TOPOLOGY_NAMES:
         built = " or ".join(repr(row) for row in TOPOLOGIES)
         raise ConfigError(f"topology {name!r} is not built yet; use {built}")
+    raise _unknown(name)
+
+
+def row_named(name: str) -> Topology:
+    """The row of that name, if it can be served or not. Raises ConfigError if there is none."""
+    if name in ROWS:
+        return ROWS[name]
+    if name in TOPOLOGY_NAMES:
+        raise ConfigError(f"topology {name!r} is not built yet and has no row")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> ConfigError:
     close = difflib.get_close_matches(name, TOPOLOGY_NAMES, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"topology {name!r} is not one of {', '.join(TOPOLOGY_NAMES)}{hint}")
+    return ConfigError(f"topology {name!r} is not one of {', '.join(TOPOLOGY_NAMES)}{hint}")
+
+
+def topology_of(config: EngineConfig) -> Topology:
+    """The row that a configuration asks for: its own, else the one that it names.
+
+    Raises ConfigError as :func:`topology` does.
+    """
+    return topology(config.topology) if config.table is None else config.table
+
+
+def scheduling_of(config: EngineConfig) -> SchedulingOptions:
+    """How a replica schedules: as configured, within the batch limit of its row."""
+    options, limit = config.scheduling, topology_of(config).scheduler.max_batch
+    if limit is None or limit >= options.max_num_seqs:
+        return options
+    return dataclasses.replace(options, max_num_seqs=limit)

@@ -1,35 +1,45 @@
-"""A worker: it hosts stages, picks the most urgent one with work, runs a batch, passes results on.
+"""The worker that holds the scheduler: it picks the most urgent stage with work, runs a batch, and
+passes results on.
 
 :class:`Worker` has no sockets and can be driven by hand; :func:`pdv_mp.worker_process.run_worker`
-puts it into a process.
+puts it into a process. Passing work to a stage of its own is a function call. A stage that another
+process hosts is a *lane*: work goes to it as a message, and results come to :meth:`Worker.take`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+from pdv_mp.batch_record import BatchRecord, batch_records
 from pdv_mp.config import EngineConfig
 from pdv_mp.counters import Counters
 from pdv_mp.flight_record import FlightRecord
+from pdv_mp.lanes.stamps import BatchStamps, LaneStates
+from pdv_mp.orders import prefill_order
 from pdv_mp.resources import Resources
 from pdv_mp.scheduler import Scheduler
 from pdv_mp.sequences import Phase, Sequence, SequenceTable, enter_all
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
+from pdv_mp.stages.messages import DraftOrder, Proposal
 from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.stages.verify import VerifyStage
 from pdv_mp.timeline import state_index
+from pdv_mp.topology import scheduling_of
+from pdv_mp.wire import stages as wire
 from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
-
-BATCHES_KEPT = 4096
-"""Batches that the record holds; older ones are forgotten."""
+from pdv_mp.wire.frames import Stamps, WireError
 
 BATCHES_SHOWN = 256
-"""Of these, how many ``info`` shows."""
+"""Batches of the record that ``info`` shows."""
+
+PREFILL_AHEAD = 4
+"""A prefill lane is given work for this many chunks, so that it does not wait for the next order
+while the verifier computes."""
 
 _STAGES = ("prefill", "draft", "verify")
 _BUSY_OF = {state_index(f"{s}.inbox"): state_index(f"{s}.busy") for s in _STAGES}
@@ -38,137 +48,224 @@ _BATCH = {s: state_index(f"{s}.batch") for s in _STAGES}
 _COMPUTE = {s: state_index(f"{s}.compute") for s in _STAGES}
 _PUBLISH = {s: state_index(f"{s}.publish") for s in _STAGES}
 _VERIFY_INBOX = state_index("verify.inbox")
+_PREFILL_INBOX = state_index("prefill.inbox")
+_PREFILL = LaneStates.of("prefill")
+_DRAFT = LaneStates.of("draft")
 
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One batch that a stage ran; times in ns (monotonic).
-
-    ``rows``: tokens fed, of a draft batch tokens proposed. ``decoding``: sequences that were in the
-    decode batch at that time, in this batch or waiting.
-    """
-
-    stage: str
-    picked_ns: int
-    started_ns: int
-    ended_ns: int
-    sequences: int
-    rows: int
-    decoding: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+Send = Callable[[wire.StageMessage], object]
+"""Hands a message to a lane; it does not block."""
 
 
 class Worker:
-    """All stages of the ``unified`` topology, with the scheduler, in one loop.
+    """A scheduler, the verify stage, and whichever other stages share its process.
 
-    A cycle is: at most one prefill chunk, then the drafts of the whole batch, then one
-    verification of the whole batch. So between two verify batches lies at most one prefill chunk.
+    A cycle is: at most one prefill chunk, if that stage is here, then the drafts of the whole
+    batch, then one verification of the whole batch.
+
+    ``lanes``: by stage, how to reach the processes that host the others. A lane takes no work
+    before it has said that it is ready: until then prompts wait, and the verifier decodes alone.
     """
 
     def __init__(
-        self, resources: Resources, config: EngineConfig, record: FlightRecord | None = None
+        self,
+        resources: Resources,
+        config: EngineConfig,
+        record: FlightRecord | None = None,
+        lanes: Mapping[str, Send] | None = None,
     ) -> None:
         self._config = config
         self._record = record
+        self._lanes = dict(lanes or {})
+        self._ready_lanes: set[str] = set()
         self.counters = Counters()
-        self.batches: deque[BatchRecord] = deque(maxlen=BATCHES_KEPT)
+        self.batches = batch_records()
         self.table = SequenceTable(resources.num_slots, resources.max_model_len)
         self.pools = resources.pools
         target, draft = resources.target, resources.draft
-        self.prefill = PrefillStage(self.table, target, draft, self.counters)
         rule = acceptance_rule(config.speculation.acceptance)
-        self.draft = DraftStage(self.table, draft, rule, self.counters) if draft else None
+        self.prefill: PrefillStage | None = None
+        self.draft: DraftStage | None = None
+        if "prefill" not in self._lanes:
+            self.prefill = PrefillStage(target, draft, resources.num_slots, resources.max_model_len)
+        if "draft" not in self._lanes and draft is not None:
+            self.draft = DraftStage(draft, rule, resources.num_slots)
         self.verify = VerifyStage(self.table, target, rule, self.counters)
+        self._scheduling = scheduling_of(config)
+        chunk = self._scheduling.max_num_batched_tokens
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
-            config.scheduling,
+            self._scheduling,
             config.speculation,
             self.counters,
-            can_draft=draft is not None,
+            can_draft=self.draft is not None or "draft" in self._lanes,
             prefix_caching=config.cache.enable_prefix_caching,
+            prefill_backlog=chunk if self.prefill is not None else PREFILL_AHEAD * chunk,
+            lanes=self._lanes,
         )
         self._prefill_turn = True
+        self._drafting: DraftOrder | None = None
+        """The order whose proposal a draft lane owes us."""
+
+    # ------------------------------------------------------------------ from the front
 
     def close(self, requests: Iterable[int]) -> None:
         """End requests at the front's wish; each is answered by a finishing entry."""
+        withdrawn = []
         for request in requests:
             sequence = self.scheduler.close(request)
             if sequence is None:
                 continue
-            if sequence.phase is Phase.PREFILLING:
+            if sequence.phase is not Phase.PREFILLING:
+                if not self._in_flight:
+                    self.scheduler.end_now(sequence, Finish.ABORT)
+            elif self.prefill is None:
+                withdrawn.append(sequence.slot)
+            else:
                 self.prefill.withdraw(sequence.slot)
                 self.scheduler.end_now(sequence, Finish.ABORT)
-            elif not self._in_flight:
-                self.scheduler.end_now(sequence, Finish.ABORT)
-
-    def step(self) -> bool:
-        """Run the most urgent batch. False if no stage has work."""
-        for sequence in self.scheduler.admit(time.monotonic_ns()):
-            self.prefill.put(sequence.slot)
-        if self.draft is not None and self.draft.inbox is not None:
-            self._run_draft()
-        elif self.verify.inbox:
-            self._run_verify()
-        elif self.prefill.inbox and (self._prefill_turn or not self.scheduler.has_cycle):
-            self._run_prefill()
-        elif self.scheduler.has_cycle:
-            self._start_cycle()
-        else:
-            return False
-        return True
+        if withdrawn:
+            self._lanes["prefill"](wire.Withdraw(slots=np.array(withdrawn, np.int64)))
 
     def emissions(self, encode_ns: int) -> list[Tokens | PromptLogprobs]:
         """What is to be sent to the front since the last call."""
         return self.scheduler.take_emissions(encode_ns)
 
-    def info(self) -> dict[str, Any]:
-        """Stages, pools, counters and the record of batches, for wire.engine.InfoReply."""
-        scheduler = self.scheduler
-        return {
-            "stages": {
-                "prefill": {"inbox": len(self.prefill.inbox), "waiting": scheduler.num_waiting},
-                "draft": {"hosted": self.draft is not None},
-                "verify": {"running": scheduler.num_running, "ready": scheduler.num_ready},
-            },
-            "pools": {
-                "slots": self.table.num_slots,
-                "slots_in_use": self.pools.slots_in_use,
-                "blocks": self.pools.num_blocks,
-                "blocks_in_use": self.pools.blocks_in_use,
-                "blocks_cached": self.pools.blocks_cached,
-                "blocks_free": self.pools.blocks_free,
-                "block_size": self.pools.block_size,
-            },
-            "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
-            "batches": [record.as_dict() for record in list(self.batches)[-BATCHES_SHOWN:]],
-        }
+    # ------------------------------------------------------------------ from the lanes
+
+    def take(self, stage: str, message: wire.StageMessage) -> None:
+        """A message from the lane that hosts ``stage``. Raises WireError if it cannot have sent
+        it."""
+        if isinstance(message, wire.LaneReady):
+            self._ready_lanes.add(stage)
+        elif isinstance(message, wire.PrefillResult) and stage == "prefill":
+            self._prefilled_by_lane(message)
+        elif isinstance(message, wire.Withdrawn) and stage == "prefill":
+            for sequence in self.scheduler.sequences(message.slots):
+                self.scheduler.end_now(sequence, Finish.ABORT)
+        elif isinstance(message, wire.DraftResult) and stage == "draft":
+            self._drafted_by_lane(message)
+        else:
+            raise WireError(f"a {stage} lane cannot send a {type(message).__name__} message")
+
+    def lane_died(self, stage: str, slots: Iterable[int]) -> None:
+        """The lane that hosts ``stage`` is gone and was working on ``slots``; it comes back with
+        :class:`~pdv_mp.wire.stages.LaneReady`.
+
+        What it had is taken back: prompts wait to be admitted again, and a cycle goes on without
+        the drafts that it owed.
+        """
+        self._ready_lanes.discard(stage)
+        now = time.monotonic_ns()
+        self.scheduler.blame(slots, stage)
+        if stage == "prefill":
+            self.scheduler.requeue_prefilling(now)
+            return
+        self.table.known_to_draft[:] = False
+        if self._drafting is not None:
+            order, self._drafting = self._drafting, None
+            nothing = np.zeros((len(order.slots), 0), np.int64)
+            lengths = np.zeros_like(order.lengths)
+            self.verify.put(Proposal(order.slots, order.base, lengths, nothing))
+            enter_all(self.scheduler.sequences(order.slots), _VERIFY_INBOX, now)
+
+    def _prefilled_by_lane(self, message: wire.PrefillResult) -> None:
+        result, batch = message.result, message.batch
+        sequences = self.scheduler.sequences(result.computed)
+        if len(sequences) != len(result.computed):
+            raise WireError("the prefill lane returned a slot that it did not have")
+        for sequence, order, busy_ns in zip(
+            sequences, message.orders.tolist(), message.busy_ns.tolist(), strict=True
+        ):
+            if order[0]:
+                _PREFILL.ordered(sequence, Stamps(*order))
+            _PREFILL.computed(sequence, batch, busy_ns)
+        self._note("prefill", batch, len(sequences), int(result.lengths.sum()))
+        done = set(result.slots.tolist())
+        enter_all((s for s in sequences if s.slot not in done), _PREFILL_INBOX, batch.ended_ns)
+        _PREFILL.returned((s for s in sequences if s.slot in done), message.stamps)
+        self.scheduler.prefilled(result, message.stamps.decoded_ns)
+
+    def _drafted_by_lane(self, message: wire.DraftResult) -> None:
+        if self._drafting is None or message.cycle != self._drafting.cycle:
+            self.counters.stale_proposals += len(message.proposal.slots)
+            return
+        self._drafting = None
+        proposal = message.proposal
+        sequences = self.scheduler.sequences(proposal.slots)
+        for sequence in sequences:
+            _DRAFT.ordered(sequence, message.order)
+            _DRAFT.computed(sequence, message.batch)
+        _DRAFT.returned(sequences, message.stamps)
+        enter_all(sequences, _VERIFY_INBOX, message.stamps.decoded_ns)
+        self._note("draft", message.batch, len(sequences), int(proposal.lengths.sum()))
+        self.verify.put(proposal)
+
+    # ------------------------------------------------------------------ the loop
+
+    def step(self) -> bool:
+        """Run the most urgent batch. False if nothing can be done before a message arrives."""
+        self._admit()
+        if self.draft is not None and self.draft.inbox is not None:
+            self._run_draft()
+        elif self.verify.inbox and self._drafting is None:
+            self._run_verify()
+        elif self._has_prompts and (self._prefill_turn or not self.scheduler.has_cycle):
+            self._run_prefill()
+        elif self.scheduler.has_cycle and not self._in_flight:
+            return self._start_cycle()
+        else:
+            return False
+        return True
+
+    @property
+    def _has_prompts(self) -> bool:
+        return self.prefill is not None and bool(self.prefill.inbox)
 
     @property
     def _in_flight(self) -> bool:
         """Whether a cycle has been started and its verdict is still to come."""
-        return bool(self.verify.inbox) or (self.draft is not None and self.draft.inbox is not None)
+        drafts_wait = self.draft is not None and self.draft.inbox is not None
+        return bool(self.verify.inbox) or drafts_wait or self._drafting is not None
 
-    # ------------------------------------------------------------------ one batch of each stage
+    def _admit(self) -> None:
+        if self.prefill is None and "prefill" not in self._ready_lanes:
+            return
+        sequences = self.scheduler.admit(time.monotonic_ns())
+        if not sequences:
+            return
+        slots = np.array([sequence.slot for sequence in sequences], np.int64)
+        order = prefill_order(self.table, slots)
+        if self.prefill is not None:
+            self.prefill.put(order)
+        else:
+            self._lanes["prefill"](wire.PrefillWork(order=order))
 
-    def _start_cycle(self) -> None:
-        cycle = self.scheduler.start_cycle(time.monotonic_ns())
+    def _start_cycle(self) -> bool:
+        drafting = self.draft is not None or "draft" in self._ready_lanes
+        cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting)
         self._prefill_turn = True
         if cycle.plain is not None:
             self.verify.put(cycle.plain)
         if cycle.drafts is not None and self.draft is not None:
             self.draft.put(cycle.drafts)
             self._run_draft()
-        else:
+        elif cycle.drafts is not None:
+            self._drafting = cycle.drafts
+            self._lanes["draft"](wire.DraftWork(order=cycle.drafts))
+        elif cycle.plain is not None:
             self._run_verify()
+        else:
+            # All wait for room that prompts in the prefill stage hold, or have been pre-empted.
+            return self.prefill is not None or self.scheduler.num_prefilling == 0
+        return True
 
     def _run_prefill(self) -> None:
-        budget = self._config.scheduling.max_num_batched_tokens
+        if self.prefill is None:
+            return
+        budget = self._scheduling.max_num_batched_tokens
         if self.scheduler.num_running:
-            budget = max(1, int(budget * self._config.scheduling.prefill_priority))
+            budget = max(1, int(budget * self._scheduling.prefill_priority))
         picked = time.monotonic_ns()
         batch = self.prefill.form(budget)
         if batch is None:
@@ -205,8 +302,6 @@ class Worker:
         rows = int(proposal.lengths.sum()) + len(proposal.slots)
         self._end("verify", sequences, picked, started, rows)
         self.verify.commit(verdict)
-        if self.draft is not None:
-            self.draft.commit(verdict)
         self.scheduler.verified(verdict, time.monotonic_ns())
         if self._config.server.check_invariants:
             self.scheduler.check()
@@ -214,8 +309,9 @@ class Worker:
     # ------------------------------------------------------------------ stamps
 
     def _move_pending(self, change: dict[int, int], now: int) -> None:
-        """Stamp a change of state of the sequences that wait in some stage's inbox."""
-        prefilling = [s for s in map(self.scheduler.sequence_at, self.prefill.inbox) if s]
+        """Stamp a change of state of the sequences that wait in some stage's inbox here."""
+        inbox = [] if self.prefill is None else self.prefill.inbox
+        prefilling = [s for s in map(self.scheduler.sequence_at, inbox) if s]
         for sequence in prefilling + self.scheduler.running_sequences():
             state = change.get(sequence.timeline.state)
             if state is not None:
@@ -238,9 +334,50 @@ class Worker:
         ended = time.monotonic_ns()
         enter_all(sequences, _PUBLISH[stage], ended)
         self._move_pending(_INBOX_OF, ended)
+        self._note(stage, BatchStamps(picked, started, ended), len(sequences), rows)
+        return ended
+
+    def _note(self, stage: str, batch: BatchStamps, sequences: int, rows: int) -> None:
         self.batches.append(
             BatchRecord(
-                stage, picked, started, ended, len(sequences), rows, self.scheduler.num_running
+                stage,
+                batch.picked_ns,
+                batch.started_ns,
+                batch.ended_ns,
+                sequences,
+                rows,
+                self.scheduler.num_running,
             )
         )
-        return ended
+
+    # ------------------------------------------------------------------ questions
+
+    def info(self) -> dict[str, Any]:
+        """Stages, pools, counters and the record of batches, for wire.engine.InfoReply."""
+        scheduler = self.scheduler
+        return {
+            "stages": {
+                "prefill": {
+                    "hosted": self.prefill is not None,
+                    "ready": self.prefill is not None or "prefill" in self._ready_lanes,
+                    "prompts": scheduler.num_prefilling,
+                    "waiting": scheduler.num_waiting,
+                },
+                "draft": {
+                    "hosted": self.draft is not None,
+                    "ready": self.draft is not None or "draft" in self._ready_lanes,
+                },
+                "verify": {"running": scheduler.num_running, "ready": scheduler.num_ready},
+            },
+            "pools": {
+                "slots": self.table.num_slots,
+                "slots_in_use": self.pools.slots_in_use,
+                "blocks": self.pools.num_blocks,
+                "blocks_in_use": self.pools.blocks_in_use,
+                "blocks_cached": self.pools.blocks_cached,
+                "blocks_free": self.pools.blocks_free,
+                "block_size": self.pools.block_size,
+            },
+            "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
+            "batches": [record.as_dict() for record in list(self.batches)[-BATCHES_SHOWN:]],
+        }

@@ -1,19 +1,23 @@
-"""The process around a :class:`~pdv_mp.worker.Worker`: its edge to the front, and its loop."""
+"""The process around a :class:`~pdv_mp.worker.Worker`: its edges to the front and to its lanes, and
+its loop."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import zmq
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
-from pdv_mp.flight_record import FlightRecord, record_path
-from pdv_mp.resources import build_resources
+from pdv_mp.flight_record import FlightRecord, record_path, take_record
+from pdv_mp.lanes.edge import LaneEdge
+from pdv_mp.resources import attach_resources, build_resources
+from pdv_mp.threads import set_threads
+from pdv_mp.topology import topology_of
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 from pdv_mp.worker import Worker
@@ -28,12 +32,18 @@ class FrontEdge:
     that the front has been given.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, generation: int):
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        run_dir: Path,
+        generation: int,
+        replica: int,
+    ) -> None:
         self.socket = context.socket(zmq.PAIR)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation)}")
+        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation, replica)}")
         self._generation = generation
 
     def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
@@ -58,58 +68,125 @@ class FrontEdge:
 
 
 def run_worker(
-    config: EngineConfig, name: str, run_dir: Path, control: ControlClient, generation: int
+    config: EngineConfig,
+    name: str,
+    run_dir: Path,
+    control: ControlClient,
+    generations: Mapping[str, int],
 ) -> None:
-    """Serve as the worker ``name`` until the supervisor says stop.
+    """Serve as the scheduler's worker ``name`` until the supervisor says stop.
 
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
-    torch.set_num_threads(config.model.threads or len(os.sched_getaffinity(0)))
-    resources = build_resources(config)
+    set_threads(config, name)
+    topology = topology_of(config)
+    _, replica = topology.place(name)
+    early: list[control_wire.SupervisorMessage] = []
+    if topology.has_pools:
+        resources = attach_resources(config, run_dir, name, control, early.append)
+    else:
+        resources = build_resources(config)
+    if resources is None:
+        return
+    generation = generations[name]
     record = FlightRecord(record_path(run_dir, name, generation), resources.num_slots)
-    worker = Worker(resources, config, record)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    edge = FrontEdge(context, run_dir, generation)
+    lanes = {
+        stage: LaneEdge(context, run_dir, lane, generations[lane], bind=True)
+        for stage, lane in topology.lanes(replica).items()
+    }
+    worker = Worker(resources, config, record, {stage: edge.send for stage, edge in lanes.items()})
+    edge = FrontEdge(context, run_dir, generation, replica)
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
         edge.send(wire.EngineReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
-        _serve(worker, edge, control, record)
+        process = WorkerProcess(worker, edge, lanes, control, record, run_dir, generations)
+        for order in early:
+            process.obey(order)
+        process.serve()
     finally:
         edge.close()
+        for lane in lanes.values():
+            lane.close()
         context.term()
         record.close()
 
 
-def _serve(worker: Worker, edge: FrontEdge, control: ControlClient, record: FlightRecord) -> None:
-    poller = zmq.Poller()
-    poller.register(edge.socket, zmq.POLLIN)
-    poller.register(control.socket, zmq.POLLIN)
-    while True:
-        while (order := control.receive()) is not None:
-            if isinstance(order, control_wire.Stop):
-                return
-        while (message := edge.receive()) is not None:
-            _handle(worker, edge, message, record)
-        busy = worker.step()
-        if worker.scheduler.has_emissions:
-            encode_ns = time.monotonic_ns()
-            for message in worker.emissions(encode_ns):
-                edge.send(message, encode_ns)
-        if not busy:
-            record.leave()
-            poller.poll()
+class WorkerProcess:
+    """The sockets of a scheduler's worker and the loop over them."""
 
+    def __init__(
+        self,
+        worker: Worker,
+        front: FrontEdge,
+        lanes: Mapping[str, LaneEdge],
+        control: ControlClient,
+        record: FlightRecord,
+        run_dir: Path,
+        generations: Mapping[str, int],
+    ) -> None:
+        self._worker = worker
+        self._front = front
+        self._lanes = lanes
+        self._control = control
+        self._record = record
+        self._run_dir = run_dir
+        self._generations = dict(generations)
+        self._poller = zmq.Poller()
+        sockets = [front.socket, control.socket]
+        for polled in (*sockets, *(lane.socket for lane in lanes.values())):
+            self._poller.register(polled, zmq.POLLIN)
 
-def _handle(
-    worker: Worker, edge: FrontEdge, message: wire.EngineMessage, record: FlightRecord
-) -> None:
-    if isinstance(message, wire.Open):
-        record.enter((message.request,))
-        worker.scheduler.submit(message)
-    elif isinstance(message, wire.Close):
-        worker.close(message.requests.tolist())
-    elif isinstance(message, wire.InfoRequest):
-        edge.send(wire.InfoReply(number=message.number, info=worker.info()))
-    else:
-        raise wire.WireError(f"a worker cannot handle a {type(message).__name__} message")
+    def serve(self) -> None:
+        """Messages first, then a batch, then what it emitted; until the supervisor says stop."""
+        worker = self._worker
+        while True:
+            while (order := self._control.receive()) is not None:
+                if isinstance(order, control_wire.Stop):
+                    return
+                self.obey(order)
+            while (message := self._front.receive()) is not None:
+                self._handle(message)
+            for stage, lane in self._lanes.items():
+                while (result := lane.receive()) is not None:
+                    worker.take(stage, result)
+            busy = worker.step()
+            if worker.scheduler.has_emissions:
+                encode_ns = time.monotonic_ns()
+                for emission in worker.emissions(encode_ns):
+                    self._front.send(emission, encode_ns)
+            if not busy:
+                self._record.leave()
+                self._poller.poll()
+
+    def obey(self, order: control_wire.SupervisorMessage) -> None:
+        """Do what the supervisor says, Stop excepted."""
+        if isinstance(order, control_wire.Restarting):
+            self._lane_died(order)
+
+    def _lane_died(self, order: control_wire.Restarting) -> None:
+        """Take what a dead lane had still sent, then wait for its next generation."""
+        for stage, lane in self._lanes.items():
+            if lane.lane != order.name:
+                continue
+            while (result := lane.receive()) is not None:
+                self._worker.take(stage, result)
+            self._poller.unregister(lane.socket)
+            path = record_path(self._run_dir, lane.lane, self._generations[lane.lane])
+            self._generations[lane.lane] = order.generation
+            lane.reopen(order.generation)
+            self._poller.register(lane.socket, zmq.POLLIN)
+            self._worker.lane_died(stage, take_record(path))
+
+    def _handle(self, message: wire.EngineMessage) -> None:
+        worker = self._worker
+        if isinstance(message, wire.Open):
+            self._record.enter((message.request,))
+            worker.scheduler.submit(message)
+        elif isinstance(message, wire.Close):
+            worker.close(message.requests.tolist())
+        elif isinstance(message, wire.InfoRequest):
+            self._front.send(wire.InfoReply(number=message.number, info=worker.info()))
+        else:
+            raise wire.WireError(f"a worker cannot handle a {type(message).__name__} message")

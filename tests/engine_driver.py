@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pdv_mp.resources import ModelRunner, Resources, build_resources
 from pdv_mp.sequences import Sequence
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, LogprobColumns, Open, PromptLogprobs, Stamps
-from pdv_mp.worker import Worker
+from pdv_mp.worker import Send, Worker
 
 _ENCODE = state_index("front>verify.encode")
 
@@ -86,6 +87,10 @@ class KVWatcher:
         """A slot has a new owner; what came from the prefix cache counts as written."""
         self._written[slot] = self._lengths[slot]
 
+    def lost(self, slots: list[int]) -> None:
+        """What a lane wrote for these slots is unknown to the engine, which writes it again."""
+        self._written[slots] = self._lengths[slots]
+
     def check(self) -> None:
         """Compare with the engine's columns; between cycles only."""
         table = self._worker.table
@@ -101,8 +106,10 @@ class KVWatcher:
 class WatchedWorker(Worker):
     """A Worker whose KV lengths are checked after every cycle."""
 
-    def __init__(self, resources: Resources, config: EngineConfig) -> None:
-        super().__init__(resources, config)
+    def __init__(
+        self, resources: Resources, config: EngineConfig, lanes: Mapping[str, Send] | None = None
+    ) -> None:
+        super().__init__(resources, config, lanes=lanes)
         self._watchers = [KVWatcher(self, resources.target, self.table.target_len)]
         if resources.draft is not None:
             self._watchers.append(KVWatcher(self, resources.draft, self.table.draft_len))
@@ -123,12 +130,17 @@ class WatchedWorker(Worker):
         return progressed
 
 
-def make_worker(folder: Path, draft: Path | None, **options: object) -> Worker:
-    """A Worker on models in local folders, with invariants checked after every cycle."""
+def engine_config(folder: Path, draft: Path | None, **options: object) -> EngineConfig:
+    """An engine on models in local folders, with invariants checked after every cycle."""
     settings = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 21, **options}
-    config = EngineConfig.from_options(
+    return EngineConfig.from_options(
         model=str(folder), draft_model=str(draft) if draft else "none", **settings
     )
+
+
+def make_worker(folder: Path, draft: Path | None, **options: object) -> Worker:
+    """A Worker with all stages in it."""
+    config = engine_config(folder, draft, **options)
     return WatchedWorker(build_resources(config), config)
 
 

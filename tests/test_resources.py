@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.model.architecture import ModelConfig
-from pdv_mp.resources import build_resources, checkpoint_name, pick_device, pick_dtype
+from pdv_mp.resource_plan import checkpoint_name, pick_device, pick_dtype
+from pdv_mp.resources import build_resources
 
 
 def llama(folder: Path, vocabulary: int, seed: int) -> Path:
@@ -114,7 +115,7 @@ def test_a_checkpoint_is_named_as_people_know_it(folder: str, name: str) -> None
 def test_a_contiguous_layout_is_for_the_cpu(
     tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdv_mp.resources.pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("pdv_mp.resource_plan.pick_device", lambda name: torch.device("meta"))
     config = EngineConfig.from_options(
         model=str(tiny_pair.verifier),
         draft_model="none",

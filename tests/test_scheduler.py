@@ -55,6 +55,7 @@ class Rig:
             self.counters,
             can_draft=True,
             prefix_caching=prefix_caching,
+            prefill_backlog=max_num_batched_tokens,
         )
         self.prefilling: list[int] = []
         self.admitted: list[int] = []
@@ -84,9 +85,8 @@ class Rig:
             count = int(self.rng.integers(1, len(self.prefilling) + 1))
             done, self.prefilling = self.prefilling[:count], self.prefilling[count:]
             slots = np.array(done, np.int64)
-            self.table.target_len[slots] = self.table.num_prompt[slots]
-            self.table.draft_len[slots] = self.table.num_prompt[slots]
-            self.scheduler.prefilled(Prefilled(slots, self.tokens(len(done)), slots), now)
+            lengths = self.table.num_prompt[slots] - self.table.target_len[slots]
+            self.scheduler.prefilled(Prefilled(slots, self.tokens(len(done)), slots, lengths), now)
         elif self.scheduler.has_cycle:
             self.draft()
         if self.proposal is None:
@@ -116,11 +116,16 @@ class Rig:
         ids = np.full((len(slots), max(lengths)), -1, np.int64)
         for row, length in enumerate(lengths):
             ids[row, :length] = self.tokens(length)
-            if length:
-                self.table.draft_len[slots[row]] = base[row] + length - 1
         self.proposal = Proposal(
             np.array(slots, np.int64), np.array(base, np.int64), np.array(lengths, np.int64), ids
         )
+
+    def prefill_dies(self, working_on: list[int]) -> None:
+        """A prefill lane is gone, with all that it had."""
+        self.scheduler.blame(working_on, "prefill")
+        self.prefilling.clear()
+        self.scheduler.requeue_prefilling(time.monotonic_ns())
+        self.collect()
 
     def verify(self) -> None:
         proposal, self.proposal = self.proposal, None
@@ -128,9 +133,6 @@ class Rig:
         accepted = self.rng.integers(0, proposal.lengths + 1)
         verdict = Verdict(proposal, accepted, self.tokens(len(accepted)))
         self.table.target_len[proposal.slots] = proposal.base + accepted
-        self.table.draft_len[proposal.slots] = np.minimum(
-            self.table.draft_len[proposal.slots], proposal.base + accepted
-        )
         self.scheduler.verified(verdict, time.monotonic_ns())
 
     def collect(self) -> None:
@@ -157,6 +159,7 @@ class Rig:
     max_num_seqs=st.integers(1, 4),
     draft_length=st.integers(0, 5),
     cancels=st.booleans(),
+    deaths=st.booleans(),
     prefix_caching=st.booleans(),
     max_num_batched_tokens=st.integers(1, 40),
 )
@@ -165,6 +168,7 @@ def test_every_request_ends_once_and_nothing_leaks(
     max_num_seqs: int,
     draft_length: int,
     cancels: bool,
+    deaths: bool,
     prefix_caching: bool,
     max_num_batched_tokens: int,
 ) -> None:
@@ -193,6 +197,8 @@ def test_every_request_ends_once_and_nothing_leaks(
             if sequence is not None and sequence.phase is Phase.PREFILLING:
                 rig.prefilling.remove(sequence.slot)
                 rig.scheduler.end_now(sequence, Finish.ABORT)
+        if deaths and rng.random() < 0.05:
+            rig.prefill_dies([])
         rig.step()
     assert rig.pools.blocks_in_use == 0
     assert rig.pools.blocks_free + rig.pools.blocks_cached == rig.pools.num_blocks
@@ -260,6 +266,49 @@ def test_a_pre_empted_request_can_be_cancelled() -> None:
     assert rig.results[2].finish is Finish.ABORT
     run_to_end(rig)
     assert rig.pools.blocks_in_use == 0
+
+
+def test_a_request_that_kills_prefill_is_tried_alone_and_then_fails() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=2)
+    for key in range(3):
+        rig.submit(key, Request(prompt=(1,) * 6, max_tokens=5))
+    now = time.monotonic_ns()
+    for death, together in enumerate([3, 3, 1]):
+        admitted = rig.scheduler.admit(now)
+        assert [sequence.request for sequence in admitted] == list(range(together))
+        rig.prefill_dies([admitted[0].slot])
+        assert rig.results[0].terminals == (death == 2)
+    assert rig.results[0].finish is Finish.FAILED
+    run_to_end(rig)
+    assert [len(rig.results[key].ids) for key in range(3)] == [0, 5, 5]
+
+
+def test_innocent_bystanders_of_deaths_are_served() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=2)
+    for key in range(3):
+        rig.submit(key, Request(prompt=(1,) * 6, max_tokens=5))
+    now = time.monotonic_ns()
+    for _ in range(2):
+        rig.prefill_dies([sequence.slot for sequence in rig.scheduler.admit(now)])
+    # Each is suspect now: one by one they are prefilled, and clear themselves.
+    rig.step()
+    assert rig.scheduler.num_prefilling <= 1
+    run_to_end(rig)
+    assert all(len(rig.results[key].ids) == 5 for key in range(3))
+
+
+def test_a_request_that_kills_the_draft_goes_on_without() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=2)
+    rig.submit(0, Request(prompt=(1,) * 6, max_tokens=20))
+    while not rig.scheduler.num_running:
+        rig.step()
+    (sequence,) = rig.scheduler.running_sequences()
+    rig.scheduler.blame([sequence.slot], "draft")
+    assert rig.table.speculates[sequence.slot]
+    rig.scheduler.blame([sequence.slot], "draft")
+    assert not rig.table.speculates[sequence.slot]
+    run_to_end(rig)
+    assert len(rig.results[0].ids) == 20
 
 
 def test_a_common_beginning_is_computed_once() -> None:

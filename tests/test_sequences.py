@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdv_mp.sequences import SequenceTable, ragged_range
+from pdv_mp.columns import ragged_range
+from pdv_mp.sequences import SequenceTable
 
 spans = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=12)
 
@@ -24,4 +25,4 @@ def test_ragged_tokens_take_each_slots_own_span() -> None:
     table.tokens[:] = np.arange(24).reshape(3, 8)
     taken = table.ragged_tokens(np.array([0, 2]), np.array([6, 1]), np.array([2, 3]))
     assert taken.tolist() == [6, 7, 17, 18, 19]
-    assert taken.dtype == np.int64
+    assert taken.dtype == np.int32

@@ -1,32 +1,98 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from pdv_mp.config import ConfigError
-from pdv_mp.topology import TOPOLOGY_NAMES, Topology, Worker, topology
+from pdv_mp.config import ConfigError, EngineConfig
+from pdv_mp.topology import (
+    ROWS,
+    STAGES,
+    TOPOLOGIES,
+    TOPOLOGY_NAMES,
+    Topology,
+    Worker,
+    row_named,
+    scheduling_of,
+    topology,
+    topology_of,
+)
+
+UNBUILT = [name for name in TOPOLOGY_NAMES if name not in TOPOLOGIES]
 
 
-def test_unified_is_one_worker_with_every_stage() -> None:
-    row = topology("unified")
-    assert row.process_names == ("front", "worker-0")
-    assert {stage for worker in row.workers for stage in worker.stages} == {
-        "prefill",
-        "draft",
-        "verify",
-    }
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_every_row_hosts_every_stage_once(row: Topology) -> None:
+    assert sorted(stage for worker in row.workers for stage in worker.stages) == sorted(STAGES)
+    assert row_named(row.name) is row
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [
+        ("unified", ("front", "worker-0")),
+        ("baseline", ("front", "pools", "worker-0", "worker-1", "worker-2", "worker-3")),
+        ("pd", ("front", "pools", "prefill-0", "decode-0")),
+        ("pdv", ("front", "pools", "prefill-0", "draft-0", "verify-0")),
+    ],
+)
+def test_processes_of_the_rows(name: str, processes: tuple[str, ...]) -> None:
+    assert ROWS[name].process_names == processes
 
 
 def test_replicas_repeat_all_workers() -> None:
     row = Topology("two", (Worker("draft", ("draft",)), Worker("verify", ("verify",))), replicas=2)
     assert row.worker_names == ("draft-0", "verify-0", "draft-1", "verify-1")
+    assert row.names_in(1) == ("draft-1", "verify-1")
+    assert row.scheduler_names == ("verify-0", "verify-1")
+    assert row.place("draft-1") == (row.workers[0], 1)
+    with pytest.raises(KeyError):
+        row.place("draft-2")
 
 
-@pytest.mark.parametrize("name", [name for name in TOPOLOGY_NAMES if name != "unified"])
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("baseline", {"worker": 1}),
+        ("pdv", {"prefill": None, "draft": None, "verify": None}),
+        ("pd-legacy", {"prefill": None, "decode": 6}),
+        ("pdv-legacy", {"prefill": None, "draft": None, "verify": 12}),
+    ],
+)
+def test_batch_limits_of_the_rows(name: str, limits: dict[str, int | None]) -> None:
+    assert {worker.name: worker.max_batch for worker in ROWS[name].workers} == limits
+
+
+@pytest.mark.parametrize(("limit", "batch"), [(None, 8), (6, 6), (8, 8), (12, 8)])
+def test_a_batch_is_within_both_limits(limit: int | None, batch: int) -> None:
+    row = Topology("own", (Worker("worker", STAGES, max_batch=limit),))
+    config = dataclasses.replace(EngineConfig.from_options(max_num_seqs=8), table=row)
+    assert scheduling_of(config).max_num_seqs == batch
+
+
+def test_a_table_goes_with_the_configuration() -> None:
+    row = Topology("own", (Worker("worker", STAGES, 2, 3, "cpu"),), replicas=2)
+    named = EngineConfig()
+    config = dataclasses.replace(named, topology="own", table=row)
+    again = EngineConfig.from_json(config.to_json())
+    assert again == config
+    assert topology_of(again) == row
+    assert topology_of(named) is ROWS["unified"]
+    other = dataclasses.replace(row.workers[0], threads=1)
+    changed = dataclasses.replace(config, table=dataclasses.replace(row, workers=(other,)))
+    assert len({named.fingerprint, config.fingerprint, changed.fingerprint}) == 3
+
+
+@pytest.mark.parametrize("name", UNBUILT)
 def test_rows_that_are_not_built_say_so(name: str) -> None:
     with pytest.raises(ConfigError, match=f"topology '{name}' is not built yet; use 'unified'"):
         topology(name)
 
 
 def test_unknown_name_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r"unified, baseline, pd, pdv, auto; did you mean 'unif"):
+    with pytest.raises(ConfigError, match=r"unified, baseline, pd, pdv, .*; did you mean 'unified"):
         topology("unifid")
+    with pytest.raises(ConfigError, match=r"; did you mean 'unified'"):
+        row_named("unifid")
+    with pytest.raises(ConfigError, match="'auto' is not built yet"):
+        row_named("auto")

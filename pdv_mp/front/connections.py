@@ -17,6 +17,7 @@ import zmq
 
 from pdv_mp.front.newcomers import Newcomers, link_number
 from pdv_mp.front.outbox import FIRST_RETRY_SECONDS, Connection, Outgoing, WaitingTokens
+from pdv_mp.front.unfinished import UnfinishedMessages
 from pdv_mp.wire.protocol import PackedList
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 
 MAX_IDLE_CONNECTIONS = 4096
 """Connections without open requests that are remembered; the ROUTER does not say who left."""
+
+UNFINISHED = 4
+"""Most of a message that is not complete, in messages of the largest size. A legal one has one
+frame, and libzmq ends a connection whose frame is over twice that size."""
 
 SEND_QUEUE_MESSAGES = 100
 """Messages per connection that the socket queues before the outbox does, where they merge."""
@@ -73,7 +78,8 @@ class ClientSocket:
         self._on_gone = on_gone
         self._on_overflow = on_overflow
         self._connections: OrderedDict[bytes, Connection] = OrderedDict()
-        self.newcomers = Newcomers(context, self.socket)
+        self.unfinished = UnfinishedMessages(context, self.socket, UNFINISHED * max_message_bytes)
+        self.newcomers = Newcomers(context, self.socket, self.unfinished)
         self._next_number = 1
         self._waiting: dict[bytes, Connection] = {}
         self._gone: list[Connection] = []
@@ -88,11 +94,13 @@ class ClientSocket:
         try:
             first, *rest = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            self.unfinished.drained()
             return None
         frames = [frame.bytes for frame in rest]
         self.messages_received += 1
         self.bytes_received += sum(map(len, frames))
         routing_id, link = first.bytes, link_number(first)
+        self.unfinished.delivered(rest, link)
         connection = self._connections.get(routing_id)
         if connection is not None and connection.link != link:
             self._replaced(connection)
@@ -253,6 +261,10 @@ class ClientSocket:
             progress = True
         return progress
 
+    def end_unfinished(self, now: float) -> None:
+        """End connections that fill the memory with messages without an end, when it is time."""
+        self.unfinished.check(now, self.newcomers.last_number)
+
     def with_open_requests(self) -> list[Connection]:
         """Connections that have open requests."""
         return [item for item in self._connections.values() if item.open]
@@ -265,4 +277,5 @@ class ClientSocket:
     def close(self, linger_seconds: float) -> None:
         """Close the socket; the context's end waits for what it has queued at most that long."""
         self.newcomers.close()
+        self.unfinished.close()
         self.socket.close(linger=int(linger_seconds * 1000))

@@ -1,4 +1,4 @@
-"""The front's end of its edge to the worker that holds the scheduler."""
+"""The front's end of its edge to a worker that holds a scheduler."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 class EngineEdge:
     """A PAIR socket, bound here. The queue is unbounded; credits bound what can be in it.
 
-    ``peer``: name of the worker at the other end. ``lost``: it is not there; what is sent is
-    dropped. A worker that is started again gets a socket of its own, see :meth:`reopen`.
+    ``peer``: name of the worker at the other end, the one with the scheduler of ``replica``.
+    ``lost``: it is not there; what is sent is dropped. A worker that is started again gets a socket
+    of its own, see :meth:`reopen`.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class EngineEdge:
         run_dir: Path,
         generation: int,
         peer: str,
+        replica: int = 0,
     ) -> None:
         self.peer = peer
+        self.replica = replica
         self._context = context
         self._run_dir = run_dir
         self._generation = generation
@@ -44,7 +47,7 @@ class EngineEdge:
         self.socket = self._context.socket(zmq.PAIR)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self.socket.setsockopt(option, 0)
-        path = self._run_dir / wire.engine_socket(self._generation)
+        path = self._run_dir / wire.engine_socket(self._generation, self.replica)
         self.endpoint = bind_ipc(self.socket, path)
 
     def reopen(self, generation: int) -> frozenset[int]:

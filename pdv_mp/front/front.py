@@ -1,4 +1,4 @@
-"""The front process: one thread, one poll over clients, engine and supervisor."""
+"""The front process: one thread, one poll over clients, engines and supervisor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import resource
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.authentication import Authentication
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.engine_facts import Facts, FrontError, check_restarted, wait_for_engines
+from pdv_mp.front.inquiries import EngineInfo, Inquiries
 from pdv_mp.front.outbox import Connection, Reply
+from pdv_mp.front.replicas import Replica
 from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
-from pdv_mp.topology import topology
+from pdv_mp.topology import topology_of
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as engine_wire
@@ -52,28 +56,28 @@ FLUSH_SECONDS = 2.0
 LINGER_SECONDS = 1.0
 
 
-class FrontError(RuntimeError):
-    """The front cannot start or go on; the message says why and what to do."""
-
-
-def run_front(config: EngineConfig, run_dir: Path, control: ControlClient, generation: int) -> None:
-    """Serve clients until the supervisor says stop.
+def run_front(
+    config: EngineConfig, run_dir: Path, control: ControlClient, generations: Mapping[str, int]
+) -> None:
+    """Serve clients until the supervisor says stop. ``generations``: of the workers, by name.
 
     Raises ConfigError when the configuration cannot be served or its port is taken, FrontError
-    when the worker has another configuration.
+    when a worker has another configuration.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    replicas: list[Replica] = []
     try:
-        engine = EngineEdge(context, run_dir, generation, topology(config.topology).worker_names[0])
-        try:
-            _start(config, run_dir, control, context, engine)
-        finally:
-            engine.close()
+        for number, name in enumerate(topology_of(config).scheduler_names):
+            edge = EngineEdge(context, run_dir, generations[name], name, number)
+            replicas.append(Replica(number, name, edge))
+        _start(config, run_dir, control, context, replicas)
     finally:
+        for replica in replicas:
+            replica.edge.close()
         context.term()
 
 
@@ -82,60 +86,21 @@ def _start(
     run_dir: Path,
     control: ControlClient,
     context: zmq.Context[zmq.Socket[bytes]],
-    engine: EngineEdge,
+    replicas: Sequence[Replica],
 ) -> None:
     if config.model.model is None:
         raise ConfigError("--model is not resolved; start the server through pdv-launch")
     authentication = Authentication(config.server)
     codec = TextCodec(Path(config.model.model))
-    facts = _wait_for_engine(control, engine)
+    facts = wait_for_engines(config, control, replicas)
     if facts is None:
         return
-    if facts["fingerprint"] != config.fingerprint:
-        raise FrontError("the worker was started with another configuration than the front")
-    front = Front(config, control, context, engine, codec, authentication, facts)
+    front = Front(config, control, context, replicas, codec, authentication, facts)
     try:
         front.listen(run_dir)
         front.serve()
     finally:
         front.close()
-
-
-def _wait_for_engine(control: ControlClient, engine: EngineEdge) -> dict[str, Any] | None:
-    """The worker's facts, or None if the supervisor stops the start."""
-    poller = zmq.Poller()
-    poller.register(engine.socket, zmq.POLLIN)
-    poller.register(control.socket, zmq.POLLIN)
-    while True:
-        while (order := control.receive()) is not None:
-            if isinstance(order, control_wire.Stop):
-                return None
-            if isinstance(order, (control_wire.Drain, control_wire.Abort, control_wire.Lost)):
-                control.send(control_wire.Drained())
-        message = engine.receive()
-        if isinstance(message, engine_wire.EngineReady):
-            return message.facts
-        if message is not None:
-            raise FrontError(f"the worker sent {type(message).__name__} before it was ready")
-        poller.poll()
-
-
-CHANGING_FACTS = ("processes", "kv_blocks", "max_request_tokens")
-"""What a worker may decide otherwise after a restart; it may only give a request more room."""
-
-
-def _check_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Raises FrontError if open requests cannot go on in a worker that was started again."""
-    changed = [
-        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if name not in CHANGING_FACTS and before.get(name) != after.get(name)
-    ]
-    least, room = before["max_request_tokens"], after["max_request_tokens"]
-    if room < least:
-        changed.append(f"max_request_tokens was {least} and is {room}")
-    if changed:
-        raise FrontError(f"the worker came back as another one: {'; '.join(changed)}")
 
 
 class Front:
@@ -146,15 +111,15 @@ class Front:
         config: EngineConfig,
         control: ControlClient,
         context: zmq.Context[zmq.Socket[bytes]],
-        engine: EngineEdge,
+        replicas: Sequence[Replica],
         codec: TextCodec,
         authentication: Authentication,
-        facts: dict[str, Any],
+        facts: Facts,
     ) -> None:
         self._config = config
         self._authentication = authentication
         self._control = control
-        self._engine = engine
+        self._replicas = replicas
         self._instance = secrets.token_hex(8)
         model = ModelFacts(
             facts["vocab_size"],
@@ -162,7 +127,7 @@ class Front:
             facts["max_model_len"],
             facts["max_request_tokens"],
         )
-        self._engine_facts = facts
+        self._first_facts = facts
         self._poller = zmq.Poller()
         self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
@@ -171,21 +136,18 @@ class Front:
             codec,
             model,
             self._admission,
-            facts["credits"],
             lambda service: ClientSocket(
                 context, limit, service.connection_gone, service.slow_consumer
             ),
-            engine,
+            replicas,
         )
         self._clients = self._service.clients
-        self._reporter = Reporter(config, facts, self._instance, model)
+        self._reporter = Reporter(config, replicas, self._instance, model)
+        self._inquiries = Inquiries(replicas, self._answer_info)
         self._endpoints: list[str] = []
         self._owes_drained = False
         self._stopped = False
         self._next_tick: float | None = None
-        self._info_number = 0
-        self._info_waiters: list[Connection] = []
-        self._info_next: list[Connection] = []
 
     def listen(self, run_dir: Path) -> None:
         """Bind the clients' socket and tell the supervisor where. Raises ConfigError."""
@@ -207,17 +169,21 @@ class Front:
     def serve(self) -> None:
         """The loop: poll, orders first, then tokens, then clients, then what is due."""
         poller = self._poller
-        newcomers = self._clients.newcomers
-        sockets = (self._control.socket, self._engine.socket, self._clients.socket)
-        for polled in (*sockets, newcomers.socket):
+        clients, newcomers = self._clients, self._clients.newcomers
+        edges = (replica.edge.socket for replica in self._replicas)
+        of_clients = (clients.socket, newcomers.socket, clients.unfinished.socket)
+        for polled in (self._control.socket, *edges, *of_clients):
             poller.register(polled, zmq.POLLIN)
         while not self._stopped:
-            poller.poll(self._poll_milliseconds())
+            readable = {socket for socket, _ in poller.poll(self._poll_milliseconds())}
             polled_ns = time.monotonic_ns()
             while (order := self._control.receive()) is not None:
                 self._obey(order)
-            self._take_from_engine(polled_ns)
+            for replica in self._replicas:
+                if replica.edge.socket in readable:
+                    self._take_from_engine(replica, polled_ns)
             newcomers.admit(MESSAGES_PER_TURN)
+            clients.unfinished.note_accepted(newcomers.last_number)
             self._take_from_clients()
             self._do_what_is_due()
         self._flush()
@@ -227,7 +193,12 @@ class Front:
         self._clients.close(LINGER_SECONDS)
 
     def _poll_milliseconds(self) -> int | None:
-        due = [at for at in (self._clients.next_retry(), self._next_tick) if at is not None]
+        times = (
+            self._clients.next_retry(),
+            self._clients.unfinished.next_check(),
+            self._next_tick,
+        )
+        due = [at for at in times if at is not None]
         if not due:
             return None
         return max(0, int((min(due) - time.monotonic()) * 1000) + 1)
@@ -248,64 +219,65 @@ class Front:
             self._restart(order)
 
     def _restart(self, order: control_wire.Restarting) -> None:
-        """A worker died: take what it had still sent, and wait for the next on a new socket."""
-        if self._service.restarting is None:
-            while (message := self._engine.receive()) is not None:
-                self._take(message)
-        self._poller.unregister(self._engine.socket)
-        batch = self._engine.reopen(order.generation)
-        self._poller.register(self._engine.socket, zmq.POLLIN)
-        self._service.restart(order.name, batch, order.restarts_left)
-        self._reporter.without(order.name)
-        self._answer_all_info()
+        """A process died. If it held a scheduler: take what it had still sent, and wait for the
+        next on a new socket. Nothing that it sent can arrive after that."""
+        self._reporter.died(order.name)
+        for replica in self._replicas:
+            if replica.name == order.name:
+                self._restart_replica(replica, order)
 
-    def _resume(self, facts: dict[str, Any]) -> None:
+    def _restart_replica(self, replica: Replica, order: control_wire.Restarting) -> None:
+        edge = replica.edge
+        if not replica.restarting:
+            while (message := edge.receive()) is not None:
+                self._take(replica, message)
+        self._poller.unregister(edge.socket)
+        batch = edge.reopen(order.generation)
+        self._poller.register(edge.socket, zmq.POLLIN)
+        self._service.restart(replica, batch, order.restarts_left)
+        self._inquiries.without(replica)
+
+    def _resume(self, replica: Replica, facts: Facts) -> None:
         """The worker is back. Raises FrontError if it is not what it was: then the requests that
         are open are lost."""
         try:
-            _check_same(self._engine_facts, facts)
+            check_restarted(self._first_facts, replica, facts)
         except FrontError:
-            self._lose(self._engine.peer)
+            self._lose(replica.name)
             self._flush()
             raise
-        self._reporter.restarted(facts)
-        self._service.resume()
+        replica.started(facts)
+        self._reporter.restarted(replica)
+        self._service.resume(replica)
 
     def _lose(self, name: str) -> None:
-        self._engine.lost = True
+        for replica in self._replicas:
+            replica.edge.lost = True
         self._service.lose(name)
-        self._answer_all_info()
+        for replica in self._replicas:
+            self._inquiries.without(replica)
 
-    def _answer_all_info(self) -> None:
-        """Answer without the engine, which is gone."""
-        waiters = self._info_waiters + self._info_next
-        self._info_waiters, self._info_next = [], []
-        self._answer_info(waiters, {})
-
-    def _take_from_engine(self, polled_ns: int) -> None:
+    def _take_from_engine(self, replica: Replica, polled_ns: int) -> None:
         first: int | None = polled_ns
         for _ in range(MESSAGES_PER_TURN):
-            message = self._engine.receive(first)
+            message = replica.edge.receive(first)
             first = None
             if message is None:
                 return
             if self._service.lost is None:
-                self._take(message)
+                self._take(replica, message)
 
-    def _take(self, message: engine_wire.EngineMessage) -> None:
+    def _take(self, replica: Replica, message: engine_wire.EngineMessage) -> None:
         if isinstance(message, engine_wire.Tokens):
-            self._service.tokens(message)
+            self._service.tokens(replica, message)
         elif isinstance(message, engine_wire.PromptLogprobs):
-            self._service.prompt_logprobs(message)
+            self._service.prompt_logprobs(replica, message)
         elif isinstance(message, engine_wire.InfoReply):
-            self._answer_info(self._info_waiters, message.info)
-            self._info_waiters, self._info_next = self._info_next, []
-            if self._info_waiters:
-                self._ask_info()
-        elif isinstance(message, engine_wire.EngineReady) and self._service.restarting is not None:
-            self._resume(message.facts)
+            self._inquiries.heard(replica, message)
+        elif isinstance(message, engine_wire.EngineReady) and replica.restarting:
+            self._resume(replica, message.facts)
         else:
-            raise FrontError(f"the worker sent an unexpected {type(message).__name__}")
+            raise FrontError(f"{replica.name} sent an unexpected {type(message).__name__}")
 
     def _take_from_clients(self) -> None:
         end = time.monotonic_ns() + CLIENTS_TURN_NS
@@ -350,7 +322,7 @@ class Front:
             self._authentication.hello(connection, message)
             self._reply(connection, "welcome", **self._reporter.welcome(connection))
         elif isinstance(message, client_messages.Info):
-            self._request_info(connection)
+            self._inquiries.ask(connection)
         elif isinstance(message, client_messages.Tokenize):
             ids = self._admission.tokenize(message.id, message.prompt)
             self._reply(connection, "tokenized", id=message.id, ids=ids)
@@ -361,32 +333,17 @@ class Front:
     def _reply(self, to: Connection, kind: str, /, **fields: Any) -> None:
         self._clients.send(to, Reply(protocol.encode(kind, **fields)))
 
-    def _request_info(self, connection: Connection) -> None:
-        """At most one question to the engine is on its way; it answers all who asked before it."""
-        if self._engine.lost or self._service.restarting is not None:
-            self._answer_info([connection], {})
-        elif self._info_waiters:
-            self._info_next.append(connection)
-        else:
-            self._info_waiters.append(connection)
-            self._ask_info()
-
-    def _ask_info(self) -> None:
-        self._info_number += 1
-        self._engine.send(engine_wire.InfoRequest(number=self._info_number))
-
-    def _answer_info(self, connections: list[Connection], engine_info: dict[str, Any]) -> None:
+    def _answer_info(self, connections: list[Connection], found: EngineInfo) -> None:
         if not connections:
             return
-        fields = self._reporter.info(
-            self._service, self._clients, self._engine, self._endpoints, engine_info
-        )
+        fields = self._reporter.info(self._service, self._clients, self._endpoints, found)
         for connection in connections:
             self._reply(connection, "info", **fields)
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()
         self._clients.retry(now)
+        self._clients.end_unfinished(now)
         if self._next_tick is not None and now >= self._next_tick:
             self._send_alive()
             self._next_tick = now + ALIVE_TICK_SECONDS

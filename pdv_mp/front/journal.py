@@ -1,23 +1,24 @@
 """The open requests: what each asked for, what it was sent, and who waits for what.
 
-A request is in one of three places. *Waiting*: accepted, and queued here until the scheduler has a
-credit free. *Running*: opened at the scheduler, which holds one credit for it. *Closing*: ended
-here, by a stop text, a cancel or a lost client, while the scheduler has yet to give the credit
-back. Closing requests are not open any more; only their keys are kept.
+A request is in one of three places. *Waiting*: accepted, and queued here until a replica's
+scheduler has a credit free. *Running*: opened at the scheduler of one replica, which holds one
+credit for it. *Closing*: ended here, by a stop text, a cancel or a lost client, while the scheduler
+has yet to give the credit back. Closing requests are not open any more; only their keys are kept.
 
-When the scheduler's process dies, all that run wait again, in the order in which they came.
+When a scheduler's process dies, all that run there wait again, in the order in which they came,
+ahead of those that were never opened. They go to whichever replica has room first, but those that
+are suspected of the death (see :mod:`pdv_mp.front.quarantine`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pdv_mp.front.quarantine import Quarantine
 from pdv_mp.front.stops import OutputText
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.timeline import Timeline
@@ -26,6 +27,7 @@ from pdv_mp.wire.protocol import PackedList
 
 if TYPE_CHECKING:
     from pdv_mp.front.outbox import Connection, WaitingTokens
+    from pdv_mp.front.replicas import Replica
 
 
 @dataclass(slots=True)
@@ -55,12 +57,14 @@ class Speculation:
 class Request:
     """An open request.
 
+    ``replica``: where it runs, or waits to be alone; None while it waits for any.
     ``params`` has its ``max_tokens`` and ``seed`` filled in. ``output_ids`` are the tokens so far;
     ``drafted`` their flags. ``timeline`` is the front's own until the first tokens arrive;
     ``snapshot`` is the latest that the worker sent, packed, and ``overlapped`` what this process
     did beside the baton since. ``queued_ns`` to ``opened_ns`` it waited here for a credit, then
     ``engine_queued_ns`` at the scheduler for a slot. ``sent_ns``: when it was last opened; 0 while
-    it waits here. ``entries``: entries of tokens received since. ``deaths``, ``all_deaths``: see
+    it waits here. ``entries``: entries of tokens received since. ``killed``: the processes
+    that died while they worked on it; ``deaths``: how many of them count, see
     :mod:`pdv_mp.front.quarantine`. ``held``: an entry that is not delivered yet. ``parking``: it
     was closed at the scheduler, to wait here again. ``ended``: its last message is decided, though
     perhaps not yet sent. ``logprobs``, ``prompt_logprobs``: entries collected for its ``done``,
@@ -77,6 +81,7 @@ class Request:
     output: OutputText
     timeline: Timeline
     arrived_ns: int
+    replica: Replica | None = None
     queued_ns: int = 0
     opened_ns: int = 0
     sent_ns: int = 0
@@ -95,7 +100,7 @@ class Request:
     waiting_tokens: WaitingTokens | None = None
     entries: int = 0
     deaths: int = 0
-    all_deaths: int = 0
+    killed: list[str] = field(default_factory=list)
     held: tuple[Any, ...] | None = None
     parking: bool = False
     ended: bool = False
@@ -118,26 +123,24 @@ class Request:
 
 
 class Journal:
-    """All requests that are not yet ended, and the scheduler's credits."""
+    """All requests that are not yet ended, and which replica has which."""
 
-    def __init__(self, credits: int) -> None:
+    def __init__(self, replicas: Sequence[Replica]) -> None:
         self.open: dict[int, Request] = {}
-        self.credits = credits
-        self.quarantine = Quarantine()
-        self._all_credits = credits
+        self._replicas = replicas
         self._waiting: OrderedDict[int, Request] = OrderedDict()
-        self._closing: set[int] = set()
         self._next_key = 1
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a credit."""
-        return len(self._waiting)
+        """Requests that wait for a credit, those that wait to be alone included."""
+        suspects = sum(len(replica.quarantine.suspects) for replica in self._replicas)
+        return len(self._waiting) + suspects
 
     @property
-    def num_closing(self) -> int:
-        """Requests whose credit is still at the scheduler although they ended here."""
-        return len(self._closing)
+    def waiting(self) -> list[Request]:
+        """Those that wait for a credit of any replica, in order."""
+        return list(self._waiting.values())
 
     def new_key(self) -> int:
         """A key that no request of this process has had."""
@@ -150,60 +153,79 @@ class Journal:
         self.open[request.key] = request
         self._waiting[request.key] = request
 
-    def admit(self) -> Request | None:
-        """The next request to open at the scheduler, with the credit taken; None if there is no
-        request, no credit, or one that must be alone there."""
-        if not self.credits or not self._waiting or self.quarantine.alone is not None:
-            return None
-        request = self.quarantine.next_suspect
-        if request is None:
-            request = next(iter(self._waiting.values()))
-        elif self.credits < self._all_credits:
-            return None
-        else:
-            self.quarantine.isolate(request)
-        del self._waiting[request.key]
-        self.credits -= 1
-        request.entries = 0
-        return request
+    def admit(self) -> tuple[Replica, Request] | None:
+        """The next request to open and the replica to open it at, the credit taken; None if there
+        is no request or no credit.
 
-    def park(self, request: Request) -> None:
+        That is one that waits to be alone on a replica that is empty now; else the first that
+        waits, at the replica with the fewest open requests.
+        """
+        for replica in self._replicas:
+            suspect = replica.next_suspect()
+            if suspect is not None:
+                replica.quarantine.isolate(suspect)
+                return self._open(replica, suspect)
+        if not self._waiting:
+            return None
+        candidates = [replica for replica in self._replicas if replica.takes_any]
+        if not candidates:
+            return None
+        _, request = self._waiting.popitem(last=False)
+        return self._open(min(candidates, key=lambda replica: replica.num_open), request)
+
+    def _open(self, replica: Replica, request: Request) -> tuple[Replica, Request]:
+        request.replica = replica
+        request.entries = 0
+        replica.running[request.key] = request
+        return replica, request
+
+    def park(self, replica: Replica, request: Request) -> None:
         """The scheduler has given back a request that is to wait again, in its old place."""
         request.parking = False
-        self.credits += 1
-        self._waiting[request.key] = request
+        request.replica = None
+        del replica.running[request.key]
+        self._wait_again([request])
+
+    def _wait_again(self, requests: Sequence[Request]) -> None:
+        self._waiting.update((request.key, request) for request in requests)
         self._waiting = OrderedDict(sorted(self._waiting.items()))
 
-    def restart(self, batch: Collection[int], restarts_left: int) -> list[Request]:
-        """The scheduler died while it worked on ``batch`` (keys): all open requests wait again, and
-        what was closing is over. Returns those that must not be opened again."""
-        condemned = self.quarantine.judge(self.open.values(), batch, restarts_left)
-        self._waiting = OrderedDict(self.open)
-        self._closing.clear()
-        self.credits = self._all_credits
-        for request in self.open.values():
+    def restart(
+        self, replica: Replica, batch: Collection[int], restarts_left: int
+    ) -> tuple[list[Request], list[Request]]:
+        """A replica's scheduler died while it worked on ``batch`` (keys): all that were there wait
+        again, and what was closing is over. Returns the requests that were there, and those of them
+        that must not be opened again."""
+        were_there = [request for request in self.open.values() if request.replica is replica]
+        concerned = [
+            request for request in self.open.values() if request.replica in (replica, None)
+        ]
+        blamed = replica.running.keys() & set(batch)
+        condemned = replica.quarantine.judge(concerned, blamed, restarts_left)
+        for request in replica.quarantine.suspects.values():
+            self._waiting.pop(request.key, None)
+            request.replica = replica
+        for request in were_there:
             request.parking = False
             request.held = None
-        return condemned
+            if request.key not in replica.quarantine.suspects:
+                request.replica = None
+        replica.died()
+        self._wait_again([request for request in were_there if request.replica is None])
+        return were_there, condemned
 
-    def end(self, request: Request) -> bool:
-        """The request is over for its client. True if the scheduler must be told to close it."""
+    def end(self, request: Request) -> None:
+        """The request is over for its client; a scheduler that has it will be told to close it."""
         request.ended = True
-        self.quarantine.forget(request)
         del self.open[request.key]
-        if self._waiting.pop(request.key, None) is not None:
-            return False
-        self._closing.add(request.key)
-        return True
+        self._waiting.pop(request.key, None)
+        replica = request.replica
+        if replica is not None and not replica.quarantine.forget(request):
+            replica.close(request)
 
-    def release(self, key: int) -> None:
-        """The scheduler's last entry for a request arrived: its credit is free again."""
-        self.credits += 1
-        self._closing.discard(key)
-
-    def finish(self, request: Request) -> None:
+    def finish(self, replica: Replica, request: Request) -> None:
         """The scheduler's last entry ends the request here too."""
         request.ended = True
-        self.quarantine.forget(request)
+        replica.quarantine.forget(request)
         del self.open[request.key]
-        self.credits += 1
+        del replica.running[request.key]

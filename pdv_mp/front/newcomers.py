@@ -12,6 +12,8 @@ from typing import Any
 
 import zmq
 
+from pdv_mp.front.unfinished import UnfinishedMessages
+
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _ZAP_VERSION = b"1.0"
 _DOMAIN = b"clients"
@@ -21,15 +23,22 @@ class Newcomers:
     """Admits connections to a socket of the same context and numbers them.
 
     ``socket`` is readable when there are new ones; none can say anything before :meth:`admit`.
+    ``last_number``: that of the newest. ``unfinished`` is told of each before it has a number.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[Any]) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        guarded: zmq.Socket[Any],
+        unfinished: UnfinishedMessages,
+    ) -> None:
         self.socket = context.socket(zmq.ROUTER)
         for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
             self.socket.setsockopt(option, 0)
         self.socket.bind(_ZAP_ENDPOINT)
         guarded.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
-        self._last = 0
+        self._unfinished = unfinished
+        self.last_number = 0
 
     def admit(self, most: int) -> None:
         """Admit those that wait, at most so many."""
@@ -38,8 +47,9 @@ class Newcomers:
                 asker, _, _, request, *_ = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._last += 1
-            number = str(self._last).encode()
+            self._unfinished.note_accepted(self.last_number)
+            self.last_number += 1
+            number = str(self.last_number).encode()
             answer = (_ZAP_VERSION, request, b"200", b"OK", number, b"")
             self.socket.send_multipart((asker, b"", *answer), zmq.NOBLOCK)
 

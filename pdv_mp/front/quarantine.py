@@ -10,6 +10,13 @@ have flowed can then not make an innocent request look guilty.
 A request that proves itself each time and kills the worker later is not caught like this. When the
 budget of restarts is nearly used up, no proof counts any more: each request that was in the batch
 at two deaths of its life runs alone until its end, and the next death while it does condemns it.
+
+Each replica has a quarantine of its own. A worker's death is blamed on requests of its own replica
+only, so to be alone there is enough: what runs on other replicas neither suffers from a suspect nor
+makes it look guilty. A suspect waits for the replica on which it was last seen at a death, which
+that death has emptied, and goes to no other, where it would have to wait for an end of the work of
+innocent requests. A request that has been at only one death goes wherever there is room; its
+``deaths`` go with it. The budget of restarts, too, is one of each replica's process.
 """
 
 from __future__ import annotations
@@ -31,45 +38,47 @@ PROOF = 2
 
 
 class Quarantine:
-    """Who is suspected, and who of them runs alone.
+    """Who is suspected on the replica of ``process``, and who of them runs alone there.
 
-    ``alone``: the request that has the scheduler to itself.
+    ``alone``: the request that has the scheduler to itself. ``suspects``: those that wait to have
+    it, by key, in the order in which they came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process: str) -> None:
+        self._process = process
         self.alone: Request | None = None
-        self._suspects: dict[int, Request] = {}
+        self.suspects: dict[int, Request] = {}
         self._forgives = True
 
     @property
-    def next_suspect(self) -> Request | None:
-        """The first of those that wait to be run alone."""
-        return next(iter(self._suspects.values()), None)
+    def excludes_others(self) -> bool:
+        """Whether no other request may be opened on this replica now."""
+        return self.alone is not None or bool(self.suspects)
 
     def judge(
         self, requests: Iterable[Request], batch: Collection[int], restarts_left: int
     ) -> list[Request]:
-        """The worker died while it worked on ``batch`` (keys), with ``requests`` open: returns
-        those that are condemned."""
+        """The worker died while it worked on ``batch`` (keys). ``requests``: those of its replica,
+        and those that wait for any. Returns those that are condemned."""
         self.alone = None
-        self._suspects = {}
+        self.suspects = {}
         self._forgives = restarts_left > 1
         condemned = []
         for request in requests:
             if request.key in batch:
                 request.deaths += 1
-                request.all_deaths += 1
-            if not self._forgives and request.all_deaths >= ALONE_AT:
+                request.killed.append(self._process)
+            if not self._forgives and len(request.killed) >= ALONE_AT:
                 request.deaths = max(request.deaths, ALONE_AT)
             if request.deaths >= CONDEMNED_AT:
                 condemned.append(request)
             elif request.deaths >= ALONE_AT:
-                self._suspects[request.key] = request
+                self.suspects[request.key] = request
         return condemned
 
     def isolate(self, request: Request) -> None:
         """A suspect is opened, alone."""
-        del self._suspects[request.key]
+        del self.suspects[request.key]
         self.alone = request
 
     def holds(self, request: Request) -> bool:
@@ -86,8 +95,8 @@ class Quarantine:
         self.alone = None
         return True
 
-    def forget(self, request: Request) -> None:
-        """The request has ended."""
-        self._suspects.pop(request.key, None)
+    def forget(self, request: Request) -> bool:
+        """The request has ended. True if it was waiting here to be run alone."""
         if self.alone is request:
             self.alone = None
+        return self.suspects.pop(request.key, None) is not None

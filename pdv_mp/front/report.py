@@ -5,37 +5,46 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import pdv_mp
 from pdv_mp.config import EngineConfig
 from pdv_mp.front.admission import ModelFacts
 from pdv_mp.front.connections import ClientSocket
-from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.engine_facts import together
+from pdv_mp.front.inquiries import EngineInfo
 from pdv_mp.front.outbox import Connection
+from pdv_mp.front.replicas import Replica
+from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
+from pdv_mp.topology import topology_of
+
+_ALIKE = ("block_size",)
+"""Numbers in a scheduler's answer that are the same for all replicas and are not summed."""
 
 
 class Reporter:
     """Builds ``welcome`` and ``info`` from the facts of the start-up and the present counters."""
 
     def __init__(
-        self, config: EngineConfig, facts: dict[str, Any], instance: str, limits: ModelFacts
+        self, config: EngineConfig, replicas: Sequence[Replica], instance: str, limits: ModelFacts
     ) -> None:
         self._config = config
-        self._facts = facts
+        self._replicas = replicas
+        self._facts = together(replicas)
+        self._roster = Roster(topology_of(config), replicas)
         self._instance = instance
         self._limits = limits
 
-    def without(self, name: str) -> None:
+    def died(self, name: str) -> None:
         """The process ``name`` died and is being started again."""
-        processes = self._facts.get("processes", {})
-        others = {other: pid for other, pid in processes.items() if other != name}
-        self._facts = {**self._facts, "processes": others}
+        self._roster.died(name)
 
-    def restarted(self, facts: dict[str, Any]) -> None:
-        """The worker is back with these facts."""
-        self._facts = facts
+    def restarted(self, replica: Replica) -> None:
+        """A replica's worker is back."""
+        self._facts = together(self._replicas)
+        self._roster.restarted(replica)
 
     def welcome(self, connection: Connection) -> dict[str, Any]:
         """Fields of a ``welcome``."""
@@ -62,42 +71,79 @@ class Reporter:
         self,
         service: Service,
         clients: ClientSocket,
-        engine: EngineEdge,
         endpoints: list[str],
-        engine_info: dict[str, Any],
+        found: EngineInfo,
     ) -> dict[str, Any]:
-        """Fields of an ``info``; ``engine_info`` is the scheduler's part, empty if it is lost."""
-        facts = self._facts
-        processes = {"front": os.getpid(), **facts.get("processes", {})}
-        configuration = json.loads(self._config.to_json())
+        """Fields of an ``info``; ``found`` is what the schedulers say."""
+        for answer in found.values():
+            self._roster.seen(answer.get("processes", {}))
+        engines = merged([found[number] for number in sorted(found)])
+        processes = self._roster.processes
         counters = {
-            **engine_info.get("counters", {}),
+            **engines.pop("counters", {}),
             "open_requests": len(service.journal.open),
             "waiting_requests": service.journal.num_waiting,
-            "closing_requests": service.journal.num_closing,
-            "free_credits": service.journal.credits,
-            "restarts": service.restarts,
+            "closing_requests": sum(len(replica.closing) for replica in self._replicas),
+            "free_credits": sum(replica.free_credits for replica in self._replicas),
+            "restarts": self._roster.restarts,
             "connections": clients.num_connections,
             "finished": dict(service.finished),
             "errors": dict(service.errors),
         }
-        others = {
-            key: value
-            for key, value in engine_info.items()
-            if key not in ("counters", "stages", "pools")
-        }
         return {
             "instance": self._instance,
-            "configuration": configuration,
-            "facts": facts,
+            "configuration": json.loads(self._config.to_json()),
+            "facts": {**self._facts, "processes": dict(processes)},
             "topology": self._config.topology,
-            "processes": processes,
-            "stages": engine_info.get("stages", {}),
-            "edges": [dataclasses.asdict(edge) for edge in _edges(clients, engine, endpoints)],
-            "pools": engine_info.get("pools", {}),
+            "stages": engines.pop("stages", {}),
+            "edges": [
+                dataclasses.asdict(edge) for edge in _edges(clients, self._replicas, endpoints)
+            ],
+            "pools": engines.pop("pools", {}),
             "counters": counters,
-            **others,
+            "replicas": [
+                _replica_fields(replica, found.get(replica.number, {}))
+                for replica in self._replicas
+            ],
+            "away": self._roster.away,
+            **engines,
+            "processes": {"front": os.getpid(), **processes},
         }
+
+
+def _replica_fields(replica: Replica, answer: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "process": replica.name,
+        "serves": replica.serves,
+        "restarts": replica.restarts,
+        "open_requests": len(replica.running),
+        "closing_requests": len(replica.closing),
+        "free_credits": replica.free_credits,
+        "stages": answer.get("stages", {}),
+        "pools": answer.get("pools", {}),
+        "counters": answer.get("counters", {}),
+    }
+
+
+def merged(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several schedulers' answers as one: numbers summed, maps merged, lists joined; a flag is true
+    if one is, and of anything else the first counts."""
+    result: dict[str, Any] = {}
+    for value in values:
+        for name, item in value.items():
+            result[name] = _sum(name, result[name], item) if name in result else item
+    return result
+
+
+def _sum(name: str, one: Any, other: Any) -> Any:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return merged((one, other))
+    if isinstance(one, list) and isinstance(other, list):
+        return one + other
+    if isinstance(one, bool) and isinstance(other, bool):
+        return one or other
+    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
+    return one + other if numbers and name not in _ALIKE else one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,10 +154,22 @@ class _Edge:
     bytes: int
 
 
-def _edges(clients: ClientSocket, engine: EngineEdge, endpoints: list[str]) -> list[_Edge]:
+def _edges(clients: ClientSocket, replicas: Sequence[Replica], endpoints: list[str]) -> list[_Edge]:
+    engines = [replica.edge for replica in replicas]
+    sockets = [edge.endpoint for edge in engines]
     return [
         _Edge("client>front", endpoints, clients.messages_received, clients.bytes_received),
         _Edge("front>client", endpoints, clients.messages_sent, clients.bytes_sent),
-        _Edge("front>verify", [engine.endpoint], engine.messages_sent, engine.bytes_sent),
-        _Edge("verify>front", [engine.endpoint], engine.messages_received, engine.bytes_received),
+        _Edge(
+            "front>verify",
+            sockets,
+            sum(edge.messages_sent for edge in engines),
+            sum(edge.bytes_sent for edge in engines),
+        ),
+        _Edge(
+            "verify>front",
+            sockets,
+            sum(edge.messages_received for edge in engines),
+            sum(edge.bytes_received for edge in engines),
+        ),
     ]

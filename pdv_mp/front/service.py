@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from pdv_mp.config import EngineConfig
 from pdv_mp.front.accounting import account, encode_done, take_back
 from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.connections import MAX_WAITING_BYTES, ClientSocket
-from pdv_mp.front.engine_edge import EngineEdge
+from pdv_mp.front.dispatch import Dispatcher
 from pdv_mp.front.journal import Journal, Request
 from pdv_mp.front.logprobs import LogprobReader
 from pdv_mp.front.outbox import BYTES_PER_ID, Connection, LastMessage, Reply
+from pdv_mp.front.replicas import Replica
 from pdv_mp.front.request_log import RequestLog
 from pdv_mp.front.stops import OutputText
 from pdv_mp.front.text import TextCodec
@@ -29,11 +30,8 @@ _MILLISECOND = 1_000_000
 
 _CLIENT_DECODE = state_index("client>front.decode")
 _TEXT = state_index("front.text")
-_QUEUE = state_index("front.queue")
 _PUBLISH = state_index("front.publish")
 _OUTBOX = state_index("front.outbox")
-_RESTART = state_index("front.restart")
-_OPEN_ENCODE = state_index("front>verify.encode")
 
 _FINISH_NAMES = {
     wire.Finish.STOP: "stop",
@@ -43,7 +41,7 @@ _FINISH_NAMES = {
 
 
 class Service:
-    """Serves requests between the clients' socket and the engine's edge."""
+    """Serves requests between the clients' socket and the replicas' edges."""
 
     def __init__(
         self,
@@ -51,22 +49,17 @@ class Service:
         codec: TextCodec,
         facts: ModelFacts,
         admission: Admission,
-        credits: int,
         clients: Callable[[Service], ClientSocket],
-        engine: EngineEdge,
+        replicas: Sequence[Replica],
     ) -> None:
         self._codec = codec
-        self._facts = facts
         self._max_open = config.scheduling.max_open_requests
         self._request_log = RequestLog(config.server.log_requests)
         self._admission = admission
         self.clients = clients(self)
-        self._engine = engine
-        self.journal = Journal(credits)
-        self._close: list[int] = []
+        self.journal = Journal(replicas)
+        self._dispatcher = Dispatcher(self.journal, replicas, facts.eos_ids)
         self.draining = False
-        self.restarting: str | None = None
-        self.restarts = 0
         self.lost: str | None = None
         self.finished: Counter[str] = Counter(stop=0, length=0, abort=0)
         self.errors: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
@@ -114,10 +107,9 @@ class Service:
         self.clients.send(connection, Reply(accepted))
         self._request_log.accepted(request, message)
         request.queued_ns = time.monotonic_ns()
-        self.admit()
+        self._dispatcher.admit()
         if not request.sent_ns:
-            waiting = _QUEUE if self.restarting is None else _RESTART
-            timeline.enter(waiting, request.queued_ns)
+            timeline.enter(self._dispatcher.waiting_state, request.queued_ns)
 
     def _check_open(self, connection: Connection, id: str) -> None:
         if id in connection.open:
@@ -136,46 +128,8 @@ class Service:
                 retry_after_ms=int(min(max(self._finish_interval_ms, 10.0), 5000.0)),
             )
 
-    def admit(self) -> None:
-        """Open waiting requests at the scheduler while it has credits.
-
-        One that was opened before goes on where it was: what it has of its output is part of the
-        prompt now. The noise of its tokens depends on their absolute positions, so they are those
-        that would have followed.
-        """
-        if self.restarting is not None:
-            return
-        while (request := self.journal.admit()) is not None:
-            now = time.monotonic_ns()
-            request.opened_ns = request.opened_ns or now
-            request.sent_ns = now
-            request.timeline.enter(_OPEN_ENCODE, now)
-            params = request.params
-            stop_ids = params.stop_token_ids
-            if not params.ignore_eos:
-                stop_ids += self._facts.eos_ids
-            message = wire.Open(
-                request=request.key,
-                prompt_ids=request.all_ids,
-                max_tokens=(params.max_tokens or 1) - len(request.output_ids),
-                sampling=(
-                    params.temperature,
-                    params.top_k,
-                    params.top_p,
-                    params.min_p,
-                    params.seed or 0,
-                ),
-                stop_ids=stop_ids,
-                speculate=params.speculate,
-                report_timeline=request.wants_timeline,
-                timeline=request.timeline.pack(),
-                logprobs=-1 if params.logprobs is None else params.logprobs,
-                prompt_logprobs=request.wanted_prompt_logprobs,
-            )
-            self._engine.send(message, now)
-
-    def tokens(self, message: wire.Tokens) -> None:
-        """Deliver what one cycle of the scheduler emitted."""
+    def tokens(self, replica: Replica, message: wire.Tokens) -> None:
+        """Deliver what one cycle of a replica's scheduler emitted."""
         timelines = dict(message.timelines)
         texts = dict(message.messages)
         drafted = message.drafted.tolist()
@@ -192,24 +146,24 @@ class Service:
         ):
             end = start + count
             finish = wire.Finish(finishes[entry])
-            request = self.journal.open.get(key)
+            request = replica.running.get(key)
             if request is None:  # it ended here before
                 if finish is not wire.Finish.NONE:
-                    self.journal.release(key)
+                    replica.closing.discard(key)
             elif request.parking and finish is wire.Finish.ABORT:
-                self.journal.park(request)
-                take_back(request, _QUEUE)
+                self._dispatcher.park(replica, request)
             else:
                 request.speculation.add(drafted[entry], accepted[entry])
                 if not request.output_ids:  # of its first admission
                     request.engine_queued_ns = queued[entry]
                     request.cached_tokens = cached[entry]
                 if finish is wire.Finish.FAILED:
-                    self.journal.finish(request)
+                    self.journal.finish(replica, request)
                     text = texts.get(entry, "the worker could not serve this request")
                     self._fail(request, ErrorCode.INTERNAL, text)
                 else:
                     self._take(
+                        replica,
                         request,
                         finish,
                         (
@@ -225,10 +179,12 @@ class Service:
                     )
             start = end
 
-    def _take(self, request: Request, finish: wire.Finish, entry: tuple[Any, ...]) -> None:
+    def _take(
+        self, replica: Replica, request: Request, finish: wire.Finish, entry: tuple[Any, ...]
+    ) -> None:
         """Deliver an entry, given as the arguments of :meth:`_deliver`, unless it must wait for
         what the next one proves of its request."""
-        quarantine = self.journal.quarantine
+        quarantine = replica.quarantine
         going_on = finish is wire.Finish.NONE
         request.entries += 1
         if going_on and quarantine.holds(request):
@@ -236,20 +192,20 @@ class Service:
             return
         if request.held is not None:
             held, request.held = request.held, None
-            self._deliver(request, *held)
+            self._deliver(replica, request, *held)
             if request.ended:
                 if not going_on:
-                    self.journal.release(request.key)
+                    replica.closing.discard(request.key)
                 return
-        self._deliver(request, *entry)
+        self._deliver(replica, request, *entry)
         if request.ended or not quarantine.is_cleared(request):
             return
-        if quarantine.next_suspect is not None:  # which must be alone in its turn
-            request.parking = True
-            self._close.append(request.key)
+        if quarantine.suspects:  # which must be alone in their turn
+            replica.park(request)
 
     def _deliver(
         self,
+        replica: Replica,
         request: Request,
         ids: list[int],
         logprobs: LogprobReader | None,
@@ -278,9 +234,9 @@ class Service:
         if not ending:
             return
         if finish is not wire.Finish.NONE:
-            self.journal.finish(request)
+            self.journal.finish(replica, request)
         else:
-            self._end(request)
+            self.journal.end(request)
         if piece.stop is not None:
             self._done(request, "stop", piece.stop)
         else:
@@ -305,12 +261,12 @@ class Service:
         elif ids or text:
             self.clients.send_tokens(request, offset, ids, flags, text, logprobs)
 
-    def prompt_logprobs(self, message: wire.PromptLogprobs) -> None:
+    def prompt_logprobs(self, replica: Replica, message: wire.PromptLogprobs) -> None:
         """Collect a part of a prompt's log-probabilities; what has arrived before is dropped.
 
         Raises ValueError for a part that leaves a gap.
         """
-        request = self.journal.open.get(message.request)
+        request = replica.running.get(message.request)
         if request is None or request.prompt_logprobs is None:
             return  # it ended here before
         known = request.prompt_logprobs.count
@@ -333,15 +289,11 @@ class Service:
             self._abort(request)
 
     def _abort(self, request: Request) -> None:
-        self._end(request)
+        self.journal.end(request)
         take_back(request)
         logprobs = None if request.params.logprobs is None else PackedList()
         self._emit(request, [], [], request.output.push((), final=True).text, logprobs)
         self._done(request, "abort", None)
-
-    def _end(self, request: Request) -> None:
-        if self.journal.end(request):
-            self._close.append(request.key)
 
     def _done(self, request: Request, finish: str, reason: str | int | None) -> None:
         self.finished[finish] += 1
@@ -383,7 +335,7 @@ class Service:
         """Cancel what a client left behind."""
         for request in connection.open.values():
             if not request.ended:
-                self._end(request)
+                self.journal.end(request)
                 self.finished["abort"] += 1
 
     def slow_consumer(self, connection: Connection) -> None:
@@ -393,38 +345,28 @@ class Service:
         message = f"the client reads too slowly; over {limit} MiB waited for it"
         for request in list(connection.open.values()):
             if not request.ended:
-                self._end(request)
+                self.journal.end(request)
                 self._fail(request, ErrorCode.SLOW_CONSUMER, message)
 
-    def restart(self, name: str, batch: Collection[int], restarts_left: int) -> None:
-        """The process ``name`` died while it worked on ``batch`` (keys), and comes back: every open
-        request waits for it, but those that keep killing it."""
-        self.restarting = name
-        self.restarts += 1
-        self._close.clear()
-        condemned = self.journal.restart(batch, restarts_left)
-        for request in self.journal.open.values():
-            take_back(request, _RESTART)
-        for request in condemned:
+    def restart(self, replica: Replica, batch: Collection[int], restarts_left: int) -> None:
+        """A replica's process died while it worked on ``batch`` (keys), and comes back: its open
+        requests go on elsewhere or wait for it, but those that keep killing it."""
+        for request in self._dispatcher.restart(replica, batch, restarts_left):
             self.journal.end(request)
+            names = " or ".join(sorted(set(request.killed)))
             text = (
-                f"process {name} died {request.all_deaths} times while it worked on this request, "
-                "at last with no other; it is not tried again"
+                f"process {names} died {len(request.killed)} times while it worked on this "
+                "request, at last with no other; it is not tried again"
             )
             self._fail(request, ErrorCode.INTERNAL, text, retryable=False)
 
-    def resume(self) -> None:
+    def resume(self, replica: Replica) -> None:
         """The process that died is back: go on with what waits for it."""
-        self.restarting = None
-        now = time.monotonic_ns()
-        for request in self.journal.open.values():
-            request.timeline.enter(_QUEUE, now)
-        self.admit()
+        self._dispatcher.resume(replica)
 
     def lose(self, name: str) -> None:
         """The process ``name`` died for good: every open request gets ``lane_failed``."""
         self.lost = name
-        self._close.clear()
         for request in list(self.journal.open.values()):
             self.journal.end(request)
             self._fail(request, ErrorCode.LANE_FAILED, f"process {name} died")
@@ -432,8 +374,4 @@ class Service:
     def end_turn(self) -> None:
         """What one turn of the loop left to do: closes, freed credits, lost connections."""
         self.clients.settle()
-        if self._close:
-            self._engine.send(wire.Close(requests=np.array(self._close, np.int64)))
-            self._close.clear()
-        if self.lost is None:
-            self.admit()
+        self._dispatcher.end_turn()

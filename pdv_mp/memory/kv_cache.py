@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 
 from pdv_mp.memory.attention_plan import AttentionGroup, AttentionPlan, GroupLayout, layout_batch
 from pdv_mp.memory.blocks import blocks_for
+from pdv_mp.memory.kv_layout import ContiguousLayout, PagedLayout
 from pdv_mp.memory.shared import SharedBuffer
 from pdv_mp.model.batch import ForwardBatch, to_device
 
@@ -140,6 +140,10 @@ class KVCache(ABC):
         return threads * (1 << 18) // width
 
     @abstractmethod
+    def reset(self) -> None:
+        """Forget everything, also what another process has left; nobody may be using the cache."""
+
+    @abstractmethod
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
         """Store the batch's keys and values in place; kv: [N, 2 * num_kv_heads * head_dim].
 
@@ -210,6 +214,9 @@ class ContiguousKVCache(KVCache):
     Beside the runs there is a store of `stored_blocks` places, [layers, 2, heads, block_size,
     head_dim] each, for what is to outlive a sequence: `save` copies blocks out of a run, `load`
     into one.
+
+    Both are made here unless given: ``runs`` and ``store``, of the sizes of
+    :class:`~pdv_mp.memory.kv_layout.ContiguousLayout`, may be mapped by other processes too.
     """
 
     _consecutive = True
@@ -222,19 +229,20 @@ class ContiguousKVCache(KVCache):
         dtype: torch.dtype,
         block_size: int,
         stored_blocks: int = 0,
+        *,
+        runs: SharedBuffer | None = None,
+        store: SharedBuffer | None = None,
     ) -> None:
         super().__init__(config, num_slots, max_model_len, dtype, block_size, torch.device("cpu"))
-        shape = (
-            self._num_layers,
-            2,
-            self._num_kv_heads,
-            self._capacity,
-            self._head_dim,
+        layout = ContiguousLayout(
+            config, num_slots, max_model_len, dtype, block_size, stored_blocks
         )
-        slot_bytes = int(np.prod(shape)) * dtype.itemsize
-        self._slot_bytes = blocks_for(slot_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
-        self._buffer = SharedBuffer.create(num_slots * self._slot_bytes, "pdv_mp-kv")
-        flat = self._buffer.tensor().view(dtype)
+        self._slot_bytes = layout.slot_bytes
+        if runs is None:
+            runs = SharedBuffer.create(layout.runs_bytes, "pdv_mp-kv")
+        self._buffer = runs
+        flat = _typed(runs.tensor(), dtype, layout.runs_bytes)
+        shape = layout.run_shape
         strides = torch.empty(shape, device="meta").stride()
         pool = flat.as_strided((num_slots, *shape), (self._slot_bytes // dtype.itemsize, *strides))
         # [2 * layer + key or value, slot, head, position, head_dim]: what attention reads.
@@ -247,17 +255,14 @@ class ContiguousKVCache(KVCache):
         self._store: SharedBuffer | None = None
         self._places = torch.empty(0)
         if stored_blocks:
-            place = (self._num_layers, 2, self._num_kv_heads, block_size, self._head_dim)
-            place_bytes = int(np.prod(place)) * dtype.itemsize
-            self._place_bytes = blocks_for(place_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
-            self._store = SharedBuffer.create(stored_blocks * self._place_bytes, "pdv_mp-kv-store")
+            if store is None:
+                store = SharedBuffer.create(layout.store_bytes, "pdv_mp-kv-store")
+            self._store = store
+            self._place_bytes = layout.place_bytes
+            place = layout.place_shape
             strides = torch.empty(place, device="meta").stride()
-            self._places = (
-                self._store.tensor()
-                .view(dtype)
-                .as_strided(
-                    (stored_blocks, *place), (self._place_bytes // dtype.itemsize, *strides)
-                )
+            self._places = _typed(store.tensor(), dtype, layout.store_bytes).as_strided(
+                (stored_blocks, *place), (self._place_bytes // dtype.itemsize, *strides)
             )
 
     def save(self, slot: int, indices: Sequence[int], places: Sequence[int]) -> None:
@@ -290,6 +295,12 @@ class ContiguousKVCache(KVCache):
         if not 0 <= slot < self.num_slots:
             raise ValueError(f"slot {slot} of {self.num_slots} does not exist")
         self._buffer.discard(slot * self._slot_bytes, self._slot_bytes)
+
+    def reset(self) -> None:
+        """Give all memory of slots and store back to the system; nobody may be using them."""
+        self._buffer.discard(0, self._buffer.nbytes)
+        if self._store is not None:
+            self._store.discard(0, self._store.nbytes)
 
     def committed_bytes(self) -> int:
         """Memory that slots and store really occupy, in bytes: exact, in constant time."""
@@ -326,6 +337,11 @@ class PagedKVCache(KVCache):
     Layout [num_layers, num_blocks + 1, block_size, 2, num_kv_heads, head_dim]. `block_table`
     [num_slots, max_blocks] int32 lives on the host, where batches are planned, and names the
     reserved last block, the dummy, where a slot has none.
+
+    Both are made here unless given: ``pool`` (on `device`) and ``table`` (on the host), uint8 of
+    the sizes of :class:`~pdv_mp.memory.kv_layout.PagedLayout`, may be mapped by other processes
+    too. Then one of them writes a slot's row of the table, and only while no other has the slot; a
+    given table is taken as it is until :meth:`reset`.
     """
 
     def __init__(
@@ -337,20 +353,33 @@ class PagedKVCache(KVCache):
         max_model_len: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        *,
+        pool: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
     ) -> None:
         super().__init__(config, num_slots, max_model_len, dtype, block_size, torch.device(device))
         if num_blocks < 1:
             raise ValueError("num_blocks must be positive")
+        layout = PagedLayout(config, num_blocks, block_size, num_slots, max_model_len, dtype)
         self.num_blocks = num_blocks
         self.dummy_block = num_blocks
-        self.max_blocks = blocks_for(max_model_len, block_size)
-        self.block_table: NDArray[np.int32] = np.full(
-            (num_slots, self.max_blocks), self.dummy_block, dtype=np.int32
-        )
-        shape = (num_blocks + 1, block_size, 2, self._num_kv_heads, self._head_dim)
-        self.pool = torch.zeros((self._num_layers, *shape), dtype=dtype, device=self.device)
+        self.max_blocks = layout.table_shape[1]
+        if pool is None:
+            pool = torch.zeros(layout.pool_bytes, dtype=torch.uint8, device=self.device)
+        self.pool = _typed(pool, dtype, layout.pool_bytes).view(layout.pool_shape)
         self._blocks = list(self.pool.unbind(0))
         self._rows = [layer.view((num_blocks + 1) * block_size, -1) for layer in self._blocks]
+        made = table is None
+        if table is None:
+            table = torch.empty(layout.table_bytes, dtype=torch.uint8)
+        entries = _typed(table, torch.int32, layout.table_bytes).view(layout.table_shape)
+        self.block_table: NDArray[np.int32] = entries.numpy()
+        if made:
+            self.reset()
+
+    def reset(self) -> None:
+        """Take all blocks from all slots; nobody may be using them."""
+        self.block_table.fill(self.dummy_block)
 
     def set_blocks(self, slot: int, block_ids: Sequence[int]) -> None:
         """Let a slot's sequence live in these blocks, in this order; replaces what was there."""
@@ -391,3 +420,10 @@ class PagedKVCache(KVCache):
         rows = rows.view(group.lanes, -1, 2, self._num_kv_heads, self._head_dim)
         keys, values = rows[:, : group.context].permute(2, 0, 3, 1, 4).unbind(0)
         return keys, values
+
+
+def _typed(buffer: torch.Tensor, dtype: torch.dtype, nbytes: int) -> torch.Tensor:
+    """The first `nbytes` bytes of a flat uint8 buffer as `dtype`; ValueError if it has fewer."""
+    if buffer.numel() < nbytes:
+        raise ValueError(f"a KV cache needs {nbytes} bytes here, not {buffer.numel()}")
+    return buffer[:nbytes].view(dtype)

@@ -6,7 +6,9 @@ import ctypes
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +29,21 @@ class SharedBuffer:
     Seals refuse any change of size, so a mapping can never raise SIGBUS.
     """
 
-    def __init__(self, fd: int, nbytes: int) -> None:
-        """Take over `fd`, a descriptor of at least `nbytes` bytes, and map it."""
+    def __init__(self, fd: int, nbytes: int, writable: bool = True) -> None:
+        """Take over `fd`, a descriptor of at least `nbytes` bytes, and map it.
+
+        Not ``writable``: all pages are mapped at once, and writing to one kills the process with
+        SIGSEGV. Such a mapping shares its pages as any other does; it is a private one because only
+        that kind may be made of sealed contents by kernels older than 6.7.
+        """
         self.nbytes = nbytes
+        self.writable = writable
         self._fd = fd
-        self._mapping: mmap.mmap | None = mmap.mmap(fd, nbytes)
+        if writable:
+            self._mapping: mmap.mmap | None = mmap.mmap(fd, nbytes)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
+            self._mapping = mmap.mmap(fd, nbytes, flags, mmap.PROT_READ)
 
     @classmethod
     def create(cls, nbytes: int, name: str) -> SharedBuffer:
@@ -47,6 +59,46 @@ class SharedBuffer:
             os.close(fd)
             raise
 
+    @classmethod
+    def open(cls, pid: int, fd: int, inode: int, nbytes: int, writable: bool) -> SharedBuffer:
+        """Map the buffer that the process `pid` has as descriptor `fd`.
+
+        Raises OSError when the process is gone or not to be seen, and ValueError when the
+        descriptor is not the file with that inode, of exactly `nbytes` bytes.
+        """
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        opened = os.open(f"/proc/{pid}/fd/{fd}", mode | os.O_CLOEXEC)
+        try:
+            status = os.fstat(opened)
+            if (status.st_ino, status.st_size) != (inode, nbytes):
+                raise ValueError(
+                    f"descriptor {fd} of process {pid} is inode {status.st_ino} of "
+                    f"{status.st_size} bytes, not {inode} of {nbytes}"
+                )
+            return cls(opened, nbytes, writable)
+        except (OSError, ValueError):
+            os.close(opened)
+            raise
+
+    def sealed(self) -> SharedBuffer:
+        """Close this buffer and return one of the same memory that nobody can write any more.
+
+        Raises OSError (EBUSY) while a tensor over the buffer is alive, here or elsewhere.
+        """
+        fd = os.dup(self.fd)
+        self.close()
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+            return SharedBuffer(fd, self.nbytes, writable=False)
+        except OSError:
+            os.close(fd)
+            raise
+
+    @property
+    def inode(self) -> int:
+        """The number that tells this memory from any other of the machine."""
+        return os.fstat(self.fd).st_ino
+
     @property
     def fd(self) -> int:
         """The descriptor to hand to another process; ValueError when closed."""
@@ -60,6 +112,8 @@ class SharedBuffer:
 
         if self._mapping is None:
             raise ValueError("the shared buffer is closed")
+        if not self.writable:
+            return torch.from_numpy(np.asarray(_ReadOnlyBytes(self._mapping)))
         return torch.frombuffer(self._mapping, dtype=torch.uint8)
 
     def discard(self, offset: int, nbytes: int) -> None:
@@ -86,3 +140,17 @@ class SharedBuffer:
             os.close(self._fd)
             self._fd = -1
         self._mapping = None
+
+
+class _ReadOnlyBytes:
+    """Hands a mapping to numpy as if it could be written, because torch has no read-only tensors
+    and warns of memory that says what it is. The array keeps this object and so the mapping."""
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self._mapping = mapping
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (len(mapping),),
+            "data": (np.frombuffer(mapping, np.uint8).ctypes.data, False),
+        }

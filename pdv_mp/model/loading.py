@@ -188,16 +188,20 @@ def load_weights(
 
 
 def random_weights(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    seed: int = 0,
+    into: torch.Tensor | None = None,
 ) -> Weights:
-    """Weights without a checkpoint, equal for equal seeds on any device.
+    """Weights without a checkpoint, equal for equal seeds on any device. `into`: see load_weights.
 
     Matrices are normal with variance 1 / columns, norms 1, biases small, so that activations stay
     of order one and the logits of different tokens differ.
     """
     import torch
 
-    weights = _allocate(config, dtype, torch.device(device), None)
+    weights = _allocate(config, dtype, torch.device(device), into)
     generator = torch.Generator().manual_seed(seed)
     for entry in weights.manifest.entries:
         if entry.name.endswith("norm"):

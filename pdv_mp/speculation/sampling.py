@@ -93,6 +93,17 @@ class SamplingRows:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingColumns:
+    """The sampling parameters of some sequences, [B] each; types as in :class:`SamplingRows`."""
+
+    temperature: npt.NDArray[np.float32]
+    top_k: npt.NDArray[np.int64]
+    top_p: npt.NDArray[np.float64]
+    min_p: npt.NDArray[np.float64]
+    seeds: npt.NDArray[np.int64]
+
+
 class SamplingTable:
     """The sampling parameters of every slot, in columns."""
 
@@ -113,6 +124,24 @@ class SamplingTable:
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
         self._seeds[slot] = seed
+
+    def get(self, slots: npt.NDArray[np.int64]) -> SamplingColumns:
+        """The parameters of some slots, to be put into another table."""
+        return SamplingColumns(
+            self._temperature[slots],
+            self._top_k[slots],
+            self._top_p[slots],
+            self._min_p[slots],
+            self._seeds[slots],
+        )
+
+    def put(self, slots: npt.NDArray[np.int64], columns: SamplingColumns) -> None:
+        """Write what :meth:`get` of another table gave."""
+        self._temperature[slots] = columns.temperature
+        self._top_k[slots] = columns.top_k
+        self._top_p[slots] = columns.top_p
+        self._min_p[slots] = columns.min_p
+        self._seeds[slots] = columns.seeds
 
     def rows(self, slots: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> SamplingRows:
         """The rows of a batch: ``slots`` [R], one slot may occur many times; ``positions`` [R]."""

@@ -1,8 +1,9 @@
 """What stages hand to each other, in columns of slots and token ids.
 
-The one tensor among them, a proposal's laws, is made only by acceptance rules that need it.
-Every entry carries the committed length it builds on (``base``), so that one that has become stale
-can be recognised by whoever receives it.
+An order carries everything that a stage needs besides weights and KV, so a stage keeps nothing that
+could not be sent again. The one tensor among them, a proposal's laws, is made only by acceptance
+rules that need it. Every entry carries the committed length it builds on (``base``), so that one
+that has become stale can be recognised by whoever receives it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from pdv_mp.speculation.sampling import SamplingColumns
 
 Column = npt.NDArray[np.int64]
 
@@ -40,6 +43,25 @@ class PromptChunkLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillOrder:
+    """Compute prompts: of slot ``slots[b]`` the tokens from ``starts[b]`` to ``lengths[b]``.
+
+    The caches hold what lies before. ``ids`` int32: those tokens, one slot after the other.
+    ``speculates``: fill the draft's cache as well. ``logprobs``, ``prompt_logprobs``: alternatives
+    to report beside the first token and beside the prompt's, -1 for no report.
+    """
+
+    slots: Column
+    starts: Column
+    lengths: Column
+    ids: npt.NDArray[np.int32]
+    speculates: npt.NDArray[np.bool_]
+    logprobs: Column
+    prompt_logprobs: Column
+    sampling: SamplingColumns
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillBatch:
     """Chunks of prompts: ``lengths[b]`` tokens of slot ``slots[b]`` from position ``starts[b]``.
 
@@ -54,9 +76,11 @@ class PrefillBatch:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Prompts that are in the caches, with the first token that the verifier gives each.
+    """What a prefill batch computed, and the first token that the verifier gives each prompt that
+    is complete with it.
 
-    ``computed``: all slots of the batch, also those whose prompts go on.
+    ``computed``, ``lengths``: all slots of the batch, and how many tokens of each were added to the
+    caches. ``slots``, ``next_ids``: those whose prompt is complete; they are handed back.
     ``logprobs``: of ``next_ids``, T = 1, where a request of the batch wants them.
     ``prompt_logprobs``: of the chunks just computed, whether they end their prompts or not.
     """
@@ -64,17 +88,28 @@ class Prefilled:
     slots: Column
     next_ids: Column
     computed: Column
+    lengths: Column
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[PromptChunkLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DraftOrder:
-    """Propose ``lengths[b]`` >= 1 tokens for slot ``slots[b]`` after ``base[b]`` committed ones."""
+    """Propose ``lengths[b]`` >= 1 tokens for slot ``slots[b]`` after ``base[b]`` committed ones.
 
+    The draft's cache holds ``starts[b]`` < ``base[b]`` of these; ``ids`` int32 are the others, one
+    slot after the other. ``fresh``: entries whose slot the stage does not know yet, with their
+    ``sampling`` parameters, [len(fresh)]. ``cycle`` comes back with the proposal.
+    """
+
+    cycle: int
     slots: Column
     base: Column
     lengths: Column
+    starts: Column
+    ids: npt.NDArray[np.int32]
+    fresh: Column
+    sampling: SamplingColumns
 
 
 @dataclass(frozen=True, slots=True)

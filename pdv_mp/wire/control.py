@@ -64,6 +64,19 @@ class Bye:
 
 
 @dataclass(frozen=True, slots=True)
+class Pong:
+    """Child: the answer to :class:`Ping`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Supervisor to any child that is ready: answer with :class:`Pong` when you next come round.
+
+    One that does not answer for ``--lane-timeout`` seconds is killed.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Supervisor to front: refuse new requests, finish the open ones, then send Drained."""
 
@@ -75,9 +88,11 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Restarting:
-    """Supervisor to front: worker ``name`` died and comes back as ``generation``; keep what it had.
+    """Supervisor: worker ``name`` is gone and comes back as ``generation``; keep what it had.
 
-    ``restarts_left``: how many more deaths of it the server will outlive.
+    A worker with a scheduler: the front is told, also when it is killed with the pools process. Any
+    other worker: the front and the worker with the scheduler of its replica are told.
+    ``restarts_left``: how many more such deaths the server will outlive.
     """
 
     name: str
@@ -107,8 +122,8 @@ class Received:
     """
 
 
-ChildMessage = Hello | Progress | Ready | Failed | Drained | Bye
-SupervisorMessage = Drain | Abort | Restarting | Lost | Stop | Received
+ChildMessage = Hello | Progress | Ready | Failed | Drained | Pong | Bye
+SupervisorMessage = Ping | Drain | Abort | Restarting | Lost | Stop | Received
 ControlMessage = ChildMessage | SupervisorMessage
 
 _TYPES: dict[str, type[Any]] = {
@@ -119,7 +134,9 @@ _TYPES: dict[str, type[Any]] = {
         Ready,
         Failed,
         Drained,
+        Pong,
         Bye,
+        Ping,
         Drain,
         Abort,
         Restarting,

@@ -1,43 +1,53 @@
-"""Messages between the front and the worker that holds the scheduler: ids travel in columns.
+"""Messages between the front and the workers that hold a scheduler, framed as wire/frames.py says.
 
-A frame is a fixed header, then a msgpack array of fields (no keys), then the columns' bytes:
-
-    kind u8 | 3 bytes zero | generation u32 | fields length u32 | encode_ns i64 | sent_ns i64
-
-All numbers are little-endian. ``encode_ns`` is when the building of the message began; ``sent_ns``
-is written last, right before the frame is handed to the socket, so that the receiver can tell
-encoding from transport. Columns are int32 (ids, counts) or int64 (request keys, durations), their
-lengths given by the fields before them and checked against the frame's length.
+Columns are int32 (ids, counts), int64 (request keys, durations) or float32 (log-probabilities).
 """
 
 from __future__ import annotations
 
-import struct
-import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
-Float32Column = npt.NDArray[np.float32]
-Int32Column = npt.NDArray[np.int32]
-Int64Column = npt.NDArray[np.int64]
+from pdv_mp.wire.frames import (
+    ColumnReader,
+    Float32Column,
+    FrameCodec,
+    Int32Column,
+    Int64Column,
+    Stamps,
+    WireError,
+)
 
-_HEADER = struct.Struct("<B3xIIqq")
-_SENT = struct.Struct("<q")
-_SENT_OFFSET = _HEADER.size - _SENT.size
+__all__ = [
+    "Close",
+    "EngineMessage",
+    "EngineReady",
+    "Finish",
+    "Float32Column",
+    "InfoReply",
+    "InfoRequest",
+    "Int32Column",
+    "Int64Column",
+    "LogprobColumns",
+    "Open",
+    "PromptLogprobs",
+    "Stamps",
+    "Tokens",
+    "WireError",
+    "decode",
+    "encode",
+    "engine_socket",
+]
 
 
-def engine_socket(generation: int) -> str:
-    """File name, in the run directory, of the edge's socket for one generation of its worker."""
-    return f"engine-0.{generation}"
-
-
-class WireError(ValueError):
-    """A frame between our own processes is damaged or of another version."""
+def engine_socket(generation: int, replica: int = 0) -> str:
+    """File name, in the run directory, of the edge's socket to the scheduler of a replica, for one
+    generation of the worker that holds it."""
+    return f"engine-{replica}.{generation}"
 
 
 class Finish(IntEnum):
@@ -48,16 +58,6 @@ class Finish(IntEnum):
     LENGTH = 2
     ABORT = 3
     FAILED = 4
-
-
-@dataclass(slots=True)
-class Stamps:
-    """When a frame was built, sent, received and decoded (ns, monotonic)."""
-
-    encode_ns: int = 0
-    sent_ns: int = 0
-    received_ns: int = 0
-    decoded_ns: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Open:
         return fields, [np.ascontiguousarray(self.prompt_ids, np.int32)]
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Open:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Open:
         *others, logprobs, prompt_logprobs = fields
         request, length, max_tokens, sampling, stop_ids, speculate, report, timeline = others
         temperature, top_k, top_p, min_p, seed = sampling
@@ -133,7 +133,7 @@ class Close:
         return [len(self.requests)], [np.ascontiguousarray(self.requests, np.int64)]
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Close:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Close:
         (length,) = fields
         return cls(requests=columns.int64(length), stamps=stamps)
 
@@ -162,7 +162,7 @@ class LogprobColumns:
         ]
 
     @classmethod
-    def take(cls, columns: _Columns, rows: int, alternatives: int) -> LogprobColumns:
+    def take(cls, columns: ColumnReader, rows: int, alternatives: int) -> LogprobColumns:
         """Cut them off a frame."""
         return cls(
             columns.float32(rows),
@@ -226,7 +226,7 @@ class Tokens:
         return fields, columns
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> Tokens:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Tokens:
         entries, num_ids, timelines, messages, sizes = fields
         return cls(
             requests=columns.int64(entries),
@@ -264,7 +264,7 @@ class PromptLogprobs:
         return [self.request, self.start, *sizes], self.logprobs.columns()
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> PromptLogprobs:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PromptLogprobs:
         request, start, rows, alternatives = fields
         return cls(
             request=request,
@@ -292,7 +292,7 @@ class EngineReady:
         return [self.facts], []
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> EngineReady:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> EngineReady:
         (facts,) = fields
         return cls(facts=facts, stamps=stamps)
 
@@ -309,7 +309,7 @@ class InfoRequest:
         return [self.number], []
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> InfoRequest:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> InfoRequest:
         (number,) = fields
         return cls(number=number, stamps=stamps)
 
@@ -327,79 +327,14 @@ class InfoReply:
         return [self.number, self.info], []
 
     @classmethod
-    def _from(cls, fields: list[Any], columns: _Columns, stamps: Stamps) -> InfoReply:
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> InfoReply:
         number, info = fields
         return cls(number=number, info=info, stamps=stamps)
 
 
 EngineMessage = Open | Close | Tokens | PromptLogprobs | EngineReady | InfoRequest | InfoReply
-_TYPES: dict[int, Any] = {
-    message.kind: message
-    for message in (Open, Close, Tokens, PromptLogprobs, EngineReady, InfoRequest, InfoReply)
-}
-
-
-class _Columns:
-    """Cuts columns off the end of a frame, checking that it is long enough."""
-
-    def __init__(self, buffer: memoryview) -> None:
-        self._buffer = buffer
-        self._offset = 0
-
-    def int32(self, length: int) -> Int32Column:
-        return self._take(length, np.dtype("<i4"))
-
-    def float32(self, length: int) -> Float32Column:
-        return self._take(length, np.dtype("<f4"))
-
-    def int64(self, length: int) -> Int64Column:
-        return self._take(length, np.dtype("<i8"))
-
-    def _take(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        end = self._offset + length * dtype.itemsize
-        if length < 0 or end > len(self._buffer):
-            raise WireError(f"a column of {length} numbers does not fit its frame")
-        column = np.frombuffer(self._buffer[self._offset : end], dtype)
-        self._offset = end
-        return column
-
-    def finish(self) -> None:
-        if self._offset != len(self._buffer):
-            raise WireError(f"{len(self._buffer) - self._offset} bytes too many in a frame")
-
-
-def encode(message: EngineMessage, generation: int, encode_ns: int | None = None) -> bytearray:
-    """The frame of a message; its ``sent_ns`` is now, so hand it to the socket at once."""
-    started = time.monotonic_ns() if encode_ns is None else encode_ns
-    fields, columns = message._fields()
-    packed = msgpack.packb(fields)
-    frame = bytearray(_HEADER.pack(message.kind, generation, len(packed), started, 0))
-    frame += packed
-    for column in columns:
-        frame += column.tobytes()
-    _SENT.pack_into(frame, _SENT_OFFSET, time.monotonic_ns())
-    return frame
-
-
-def decode(frame: bytes, received_ns: int) -> tuple[EngineMessage, int]:
-    """A frame's message and generation. Raises WireError for a damaged frame."""
-    if len(frame) < _HEADER.size:
-        raise WireError(f"a frame of {len(frame)} bytes is shorter than its header")
-    kind, generation, length, encode_ns, sent_ns = _HEADER.unpack_from(frame)
-    view = memoryview(frame)
-    if kind not in _TYPES:
-        raise WireError(f"unknown kind of message {kind}")
-    end = _HEADER.size + length
-    if end > len(frame):
-        raise WireError("a frame is shorter than its fields")
-    stamps = Stamps(encode_ns, sent_ns, received_ns)
-    columns = _Columns(view[end:])
-    try:
-        message: EngineMessage = _TYPES[kind]._from(
-            msgpack.unpackb(view[_HEADER.size : end]), columns, stamps
-        )
-    except (ValueError, TypeError) as error:
-        raise WireError(f"a {_TYPES[kind].__name__} message is damaged: {error}") from error
-    columns.finish()
-    stamps.decoded_ns = time.monotonic_ns()
-    return message, generation
+_CODEC: FrameCodec[EngineMessage] = FrameCodec(
+    (Open, Close, Tokens, PromptLogprobs, EngineReady, InfoRequest, InfoReply)
+)
+encode = _CODEC.encode
+decode = _CODEC.decode

@@ -24,6 +24,7 @@ from pdv_mp.control import ControlClient, control_endpoint
 from pdv_mp.flight_record import FlightRecord, record_path
 from pdv_mp.front import run_front
 from pdv_mp.timeline import Timeline, state_index
+from pdv_mp.topology import Topology, topology_of
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 
@@ -85,23 +86,33 @@ class Entry:
 
 
 class FakeEngine:
-    """The worker's end of the edge; tests say what it answers."""
+    """The worker's end of the edge; tests say what it answers.
+
+    ``early``: messages that a test has met while it waited for others, to be received yet."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, generation: int = 0
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        run_dir: Path,
+        generation: int = 0,
+        replica: int = 0,
     ) -> None:
         self.generation = generation
+        self.early: list[wire.EngineMessage] = []
         self.socket = context.socket(zmq.PAIR)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self.socket.setsockopt(option, 0)
-        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation)}")
+        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation, replica)}")
 
     def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
         self.socket.send(wire.encode(message, self.generation, encode_ns))
 
     def receive(self, kind: type[Any], wait_ms: int = WAIT_MS) -> Any:
-        assert self.socket.poll(wait_ms), f"no {kind.__name__} came"
-        message, _ = wire.decode(self.socket.recv(), time.monotonic_ns())
+        if self.early:
+            message = self.early.pop(0)
+        else:
+            assert self.socket.poll(wait_ms), f"no {kind.__name__} came"
+            message, _ = wire.decode(self.socket.recv(), time.monotonic_ns())
         assert isinstance(message, kind), message
         return message
 
@@ -192,9 +203,11 @@ class FakeClient:
 
 
 class FrontUnderTest:
-    """A running front, and everything around it."""
+    """A running front, and everything around it; ``engines`` are by replica."""
 
-    def __init__(self, model_folder: Path, credits: int = 4, **options: Any) -> None:
+    def __init__(
+        self, model_folder: Path, credits: int = 4, table: Topology | None = None, **options: Any
+    ) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="pdvt-")
         self.run_dir = Path(self.folder.name)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -204,6 +217,8 @@ class FrontUnderTest:
         self.config = EngineConfig.from_options(
             **{"model": str(model_folder), "draft_model": "none", "port": 0, **options}
         )
+        self.config = dataclasses.replace(self.config, table=table)
+        self.names = topology_of(self.config).scheduler_names
         self.facts = {
             "fingerprint": self.config.fingerprint,
             "vocab_size": 400,
@@ -213,7 +228,6 @@ class FrontUnderTest:
             "credits": credits,
             "model": "tiny",
             "draft_model": None,
-            "processes": {"worker-0": os.getpid()},
         }
         self.error: BaseException | None = None
         self._heard = threading.Event()
@@ -222,13 +236,16 @@ class FrontUnderTest:
         self.routing_id, hello = self._control()
         self._heard.set()
         assert isinstance(hello, control_wire.Hello)
-        self.engine = FakeEngine(self.context, self.run_dir)
+        self.engines = [
+            FakeEngine(self.context, self.run_dir, replica=replica)
+            for replica in range(len(self.names))
+        ]
         self.clients: list[FakeClient] = []
 
     def _run(self) -> None:
         control = ControlClient(self.run_dir, "front")
         try:
-            run_front(self.config, self.run_dir, control, 0)
+            run_front(self.config, self.run_dir, control, dict.fromkeys(self.names, 0))
         except (RuntimeError, ValueError) as error:
             self.error = error
             traceback.print_exc()
@@ -236,8 +253,14 @@ class FrontUnderTest:
             self._heard.wait(WAIT_MS / 1000)  # a socket that closes at once takes its hello along
             control.close()
 
+    @property
+    def engine(self) -> FakeEngine:
+        """The engine of the first replica."""
+        return self.engines[0]
+
     def start(self) -> FrontUnderTest:
-        self.engine.send(wire.EngineReady(facts=self.facts))
+        for replica in range(len(self.names)):
+            self.revive_engine(replica)
         ready = self.expect_control(control_wire.Ready)
         self.endpoint, self.ipc = ready.facts["endpoint"], ready.facts["ipc"]
         return self
@@ -255,20 +278,22 @@ class FrontUnderTest:
     def order(self, message: control_wire.SupervisorMessage) -> None:
         self.supervisor.send_multipart([self.routing_id, control_wire.encode_control(message)])
 
-    def kill_engine(self, *batch: int, restarts_left: int = 9) -> None:
-        """The worker dies while it works on these requests. ``engine`` is its successor, which has
-        not said that it is ready."""
-        generation = self.engine.generation
-        record = FlightRecord(record_path(self.run_dir, "worker-0", generation), 64)
+    def kill_engine(self, *batch: int, restarts_left: int = 9, replica: int = 0) -> None:
+        """A worker dies while it works on these requests. Its engine is that of its successor then,
+        which has not said that it is ready."""
+        name, generation = self.names[replica], self.engines[replica].generation
+        record = FlightRecord(record_path(self.run_dir, name, generation), 64)
         record.enter(batch)
         record.close()
-        self.engine.socket.close(linger=0)
-        self.order(control_wire.Restarting("worker-0", generation + 1, restarts_left))
-        self.engine = FakeEngine(self.context, self.run_dir, generation + 1)
+        self.engines[replica].socket.close(linger=0)
+        self.order(control_wire.Restarting(name, generation + 1, restarts_left))
+        self.engines[replica] = FakeEngine(self.context, self.run_dir, generation + 1, replica)
 
-    def revive_engine(self) -> None:
-        """The worker's successor is ready."""
-        self.engine.send(wire.EngineReady(facts=self.facts))
+    def revive_engine(self, replica: int = 0, **facts: Any) -> None:
+        """A worker, or its successor, is ready, with other facts than usual where given."""
+        processes = {self.names[replica]: os.getpid()}
+        facts = {**self.facts, "processes": processes, **facts}
+        self.engines[replica].send(wire.EngineReady(facts=facts))
 
     def client(self, endpoint: str | None = None) -> FakeClient:
         self.clients.append(FakeClient(self.context, endpoint or self.endpoint))
@@ -284,7 +309,8 @@ class FrontUnderTest:
             self.order(control_wire.Stop())
         self.thread.join(20)
         alive = self.thread.is_alive()
-        for socket in (self.supervisor, self.engine.socket, *(c.socket for c in self.clients)):
+        engines = (engine.socket for engine in self.engines)
+        for socket in (self.supervisor, *engines, *(client.socket for client in self.clients)):
             socket.close(linger=0)
         self.context.term()
         self.folder.cleanup()

@@ -30,6 +30,7 @@ with atheris.instrument_imports(include=["pdv_mp.wire"]):
     import pdv_mp.wire.client_messages
     import pdv_mp.wire.control
     import pdv_mp.wire.engine
+    import pdv_mp.wire.frames
     import pdv_mp.wire.protocol
 
 from fuzz.wire_properties import CHECKS, check, seeds
@@ -81,7 +82,7 @@ def mutate_values(data: bytes, generator: random.Random) -> bytes | None:
     """The input with one value of its msgpack changed; None if that cannot be read."""
     start, end = 1, len(data)
     if data[0] % len(CHECKS) == ENGINE:
-        header = pdv_mp.wire.engine._HEADER
+        header = pdv_mp.wire.frames.HEADER
         if len(data) < 1 + header.size:
             return None
         start = 1 + header.size

@@ -14,6 +14,7 @@ import numpy as np
 
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.wire import client_messages, control, engine, protocol
+from pdv_mp.wire.frames import HEADER
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
 
@@ -76,7 +77,7 @@ def check_engine(frame: bytes) -> None:
     again = _encoded(lambda: bytes(engine.encode(message, generation, 1)))
     if again is not None:
         decoded, same = engine.decode(again, 0)
-        body = engine._HEADER.size
+        body = HEADER.size
         assert (type(decoded), same) == (type(message), generation)
         assert bytes(engine.encode(decoded, generation, 1))[body:] == again[body:]
 
@@ -172,7 +173,7 @@ def _engine_frames() -> list[bytes]:
         engine.InfoRequest(number=4),
         engine.InfoReply(number=4, info={"counters": {"tokens": 1}}),
     ]
-    assert {type(message) for message in messages} == set(engine._TYPES.values())
+    assert {type(message) for message in messages} == set(engine._CODEC.types)
     return [bytes(engine.encode(message, 1, 2)) for message in messages]
 
 

@@ -18,8 +18,7 @@ LAUNCHER = Path(__file__).with_name("fake_launcher.py")
 class FakeServer:
     """A supervisor with fake children, and what it prints."""
 
-    def __init__(self, front: str, worker: str, *, wrapper: Sequence[str] = (), **plan: Any):
-        children = {"front": front, "worker-0": worker}
+    def __init__(self, children: dict[str, str], *, wrapper: Sequence[str] = (), **plan: Any):
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, str(LAUNCHER), json.dumps({"children": children, **plan})],
             stdout=subprocess.PIPE,
@@ -45,6 +44,12 @@ class FakeServer:
                 return lines
         raise AssertionError(f"{text!r} is not in {lines}")
 
+    def wait_restarts(self, count: int) -> dict[str, Any]:
+        """The report after that many processes have become ready again."""
+        for _ in range(count):
+            report = self.wait_ready()
+        return report
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -56,11 +61,20 @@ class FakeServer:
 
 @pytest.fixture
 def serve() -> Iterator[Any]:
-    """``serve(front=…, worker=…, **plan)`` starts a supervisor; see fake_launcher.py."""
+    """``serve(front=…, worker=…, **plan)`` starts a supervisor; see fake_launcher.py.
+
+    The behaviour of ``worker`` is that of ``worker-0``; ``children`` has those of other names.
+    """
     servers: list[FakeServer] = []
 
-    def start(front: str = "serve", worker: str = "serve", **plan: Any) -> FakeServer:
-        servers.append(FakeServer(front, worker, **plan))
+    def start(
+        front: str = "serve",
+        worker: str = "serve",
+        children: dict[str, str] | None = None,
+        **plan: Any,
+    ) -> FakeServer:
+        named = {"front": front, "worker-0": worker, **(children or {})}
+        servers.append(FakeServer(named, **plan))
         return servers[-1]
 
     yield start

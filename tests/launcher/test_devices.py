@@ -69,7 +69,7 @@ def test_device_that_may_be_there(
     [
         (1, None, "tpu", "is not a device; use auto, cpu or cuda:N"),
         (1, None, "cuda:", "is not a device"),
-        (NoLibrary, None, "cuda", "no GPU that an NVIDIA driver makes available; use --device cpu"),
+        (NoLibrary, None, "cuda", "no GPU that an NVIDIA driver makes available; use cpu"),
         (NoDriver, None, "cuda:0", "no GPU"),
         (0, None, "cuda", "no GPU"),
         (1, None, "cuda:1", "there is only cuda:0 here"),

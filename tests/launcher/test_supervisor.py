@@ -16,7 +16,10 @@ import pytest
 def test_one_signal_drains_and_stops(serve: Any, number: signal.Signals) -> None:
     server = serve()
     ready = server.wait_ready()
-    assert ready["facts"] == {"front": {"fact": "front"}, "worker-0": {"fact": "worker-0"}}
+    generations = {"front": 0, "worker-0": 0}
+    assert ready["facts"] == {
+        name: {"fact": name, "generations": generations} for name in ("front", "worker-0")
+    }
     run_dir = Path(ready["run_dir"])
     assert run_dir.stat().st_mode & 0o777 == 0o700
     server.send(number)

@@ -38,7 +38,8 @@ def test_a_dead_worker_is_started_again_and_the_front_is_told(serve: Any) -> Non
     assert said[2] == f"{started} in 0.1 s (restart 2 of at most 10 within 600 s)"
     told = [line for line in text.splitlines() if line.startswith("[front]")]
     assert told == [
-        *(["[front] told to Restarting"] * 2),
+        "[front] told to Restarting worker-0 1 9",
+        "[front] told to Restarting worker-0 2 8",
         "[front] told to Drain",
         "[front] told to Stop",
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import mmap
 import os
+import signal
 import subprocess
 import sys
 
@@ -85,4 +87,62 @@ def test_wrong_ranges_and_sizes_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             buffer.discard(offset, nbytes)
+    buffer.close()
+
+
+def test_sealed_memory_is_read_only_for_everybody() -> None:
+    buffer = SharedBuffer.create(2 * PAGE + 5, "test")
+    tensor = buffer.tensor()
+    tensor.fill_(9)
+    with pytest.raises(OSError, match="busy"):
+        SharedBuffer(os.dup(buffer.fd), buffer.nbytes).sealed()
+    del tensor
+    sealed = buffer.sealed()
+    with pytest.raises(ValueError, match="is closed"):
+        buffer.tensor()
+    assert sealed.tensor().tolist() == [9] * (2 * PAGE + 5)
+    with pytest.raises(PermissionError):
+        os.pwrite(sealed.fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        SharedBuffer(sealed.fd, sealed.nbytes)
+    with pytest.raises(PermissionError):
+        sealed.discard(0, PAGE)
+    other = SharedBuffer.open(os.getpid(), sealed.fd, sealed.inode, sealed.nbytes, writable=False)
+    assert other.tensor().sum() == 9 * sealed.nbytes
+    program = (
+        "import sys; from pdv_mp.memory.shared import SharedBuffer; "
+        "b = SharedBuffer(int(sys.argv[1]), int(sys.argv[2]), False); b.tensor()[5] = 1"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(sealed.fd), str(sealed.nbytes)],
+        pass_fds=[sealed.fd],
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGSEGV
+    other.close()
+    sealed.close()
+
+
+def test_a_read_only_tensor_keeps_its_pages() -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    buffer = SharedBuffer.create(PAGE, "pdv-kept").sealed()
+    tensor = buffer.tensor()[10:]
+    buffer.close()
+    del buffer
+    gc.collect()
+    assert tensor.tolist() == [0] * (PAGE - 10)
+    del tensor
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        assert "pdv-kept" not in maps.read()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize(("inode", "more"), [(1, 0), (0, 1), (0, -1)])
+def test_another_file_than_expected_is_refused(inode: int, more: int) -> None:
+    buffer = SharedBuffer.create(PAGE, "test")
+    expected = buffer.inode + inode, buffer.nbytes + more
+    with pytest.raises(ValueError, match="is inode"):
+        SharedBuffer.open(os.getpid(), buffer.fd, *expected, writable=True)
+    with pytest.raises(OSError, match="No such file"):
+        SharedBuffer.open(os.getpid(), 9999, *expected, writable=True)
     buffer.close()

@@ -1,0 +1,90 @@
+"""The process around a lane: its edge to the scheduler's worker, and its loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import zmq
+
+from pdv_mp.config import EngineConfig
+from pdv_mp.control import ControlClient
+from pdv_mp.flight_record import FlightRecord, record_path
+from pdv_mp.lanes.edge import LaneEdge
+from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
+from pdv_mp.resources import Resources, attach_resources
+from pdv_mp.speculation.rules import acceptance_rule
+from pdv_mp.stages.draft import DraftStage
+from pdv_mp.stages.prefill import PrefillStage
+from pdv_mp.threads import set_threads
+from pdv_mp.topology import topology_of
+from pdv_mp.wire import control as control_wire
+from pdv_mp.wire import stages as wire
+
+
+def run_lane(
+    config: EngineConfig,
+    name: str,
+    run_dir: Path,
+    control: ControlClient,
+    generations: Mapping[str, int],
+) -> None:
+    """Serve as the lane ``name`` until the supervisor says stop.
+
+    Raises ConfigError or ModelError when the configuration cannot be served.
+    """
+    set_threads(config, name)
+    resources = attach_resources(config, run_dir, name, control, _unexpected)
+    if resources is None:
+        return
+    lane = _make_lane(config, name, resources)
+    record = FlightRecord(record_path(run_dir, name, generations[name]), resources.num_slots)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    edge = LaneEdge(context, run_dir, name, generations[name], bind=False)
+    try:
+        facts = {"fingerprint": config.fingerprint, "pid": os.getpid()}
+        edge.send(wire.LaneReady(facts=facts))
+        control.send(control_wire.Ready(name=name, facts=facts))
+        _serve(lane, edge, control, record)
+    finally:
+        edge.close()
+        context.term()
+        record.close()
+
+
+def _unexpected(order: control_wire.SupervisorMessage) -> None:
+    raise control_wire.ControlError(f"a lane cannot obey a {type(order).__name__} message")
+
+
+def _make_lane(config: EngineConfig, name: str, resources: Resources) -> Lane:
+    worker, _ = topology_of(config).place(name)
+    if worker.stages == ("prefill",):
+        stage = PrefillStage(
+            resources.target, resources.draft, resources.num_slots, resources.max_model_len
+        )
+        return PrefillLane(stage, config.scheduling.max_num_batched_tokens, resources.num_slots)
+    if worker.stages == ("draft",) and resources.draft is not None:
+        rule = acceptance_rule(config.speculation.acceptance)
+        return DraftLane(DraftStage(resources.draft, rule, resources.num_slots))
+    raise RuntimeError(f"{name} hosts {worker.stages}, which no lane can")
+
+
+def _serve(lane: Lane, edge: LaneEdge, control: ControlClient, record: FlightRecord) -> None:
+    poller = zmq.Poller()
+    poller.register(edge.socket, zmq.POLLIN)
+    poller.register(control.socket, zmq.POLLIN)
+    while True:
+        while (order := control.receive()) is not None:
+            if isinstance(order, control_wire.Stop):
+                return
+        while (message := edge.receive()) is not None:
+            for answer in lane.take(message):
+                edge.send(answer)
+        result = lane.step(record.enter)
+        if result is None:
+            record.leave()
+            poller.poll()
+        else:
+            edge.send(result, time.monotonic_ns())

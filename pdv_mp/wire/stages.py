@@ -1,0 +1,304 @@
+"""Messages between the scheduler's worker and its lanes, framed as wire/frames.py says.
+
+They carry the columns of stages/messages.py, slots, lengths and ids as int32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pdv_mp.lanes.stamps import BatchStamps
+from pdv_mp.speculation.sampling import SamplingColumns
+from pdv_mp.stages.messages import (
+    DraftOrder,
+    Prefilled,
+    PrefillOrder,
+    PromptChunkLogprobs,
+    Proposal,
+    TokenLogprobs,
+)
+from pdv_mp.wire.frames import ColumnReader, FrameCodec, Stamps
+
+_Columns = list[npt.NDArray[Any]]
+
+
+def lane_socket(lane: str, generation: int) -> str:
+    """File name, in the run directory, of the socket of one generation of a lane."""
+    return f"{lane}.{generation}"
+
+
+def _int32(*columns: npt.NDArray[Any]) -> _Columns:
+    return [np.ascontiguousarray(column, np.int32) for column in columns]
+
+
+def _slots(columns: ColumnReader, length: int) -> npt.NDArray[np.int64]:
+    return columns.int32(length).astype(np.int64)
+
+
+def _sampling_columns(sampling: SamplingColumns) -> _Columns:
+    return [
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seeds,
+    ]
+
+
+def _take_sampling(columns: ColumnReader, length: int) -> SamplingColumns:
+    return SamplingColumns(
+        columns.float32(length),
+        columns.int64(length),
+        columns.float64(length),
+        columns.float64(length),
+        columns.int64(length),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class LaneReady:
+    """Lane to scheduler, once after start. ``facts``: ``fingerprint``, ``pid``."""
+
+    kind: ClassVar[int] = 32
+    facts: dict[str, Any]
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        return [self.facts], []
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> LaneReady:
+        (facts,) = fields
+        return cls(facts=facts, stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefillWork:
+    """Scheduler to prefill lane: these slots are yours until you return them."""
+
+    kind: ClassVar[int] = 33
+    order: PrefillOrder
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        order = self.order
+        columns = _int32(
+            order.slots,
+            order.starts,
+            order.lengths,
+            order.speculates,
+            order.logprobs,
+            order.prompt_logprobs,
+            order.ids,
+        )
+        return [len(order.slots), len(order.ids)], columns + _sampling_columns(order.sampling)
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PrefillWork:
+        entries, num_ids = fields
+        order = PrefillOrder(
+            slots=_slots(columns, entries),
+            starts=_slots(columns, entries),
+            lengths=_slots(columns, entries),
+            speculates=columns.int32(entries).astype(np.bool_),
+            logprobs=_slots(columns, entries),
+            prompt_logprobs=_slots(columns, entries),
+            ids=columns.int32(num_ids),
+            sampling=_take_sampling(columns, entries),
+        )
+        return cls(order=order, stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
+class Withdraw:
+    """Scheduler to prefill lane: return these slots, their prompts are no longer wanted."""
+
+    kind: ClassVar[int] = 34
+    slots: npt.NDArray[np.int64]
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        return [len(self.slots)], _int32(self.slots)
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Withdraw:
+        (entries,) = fields
+        return cls(slots=_slots(columns, entries), stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
+class Withdrawn:
+    """Prefill lane to scheduler: the slots of a Withdraw that had not been returned already."""
+
+    kind: ClassVar[int] = 35
+    slots: npt.NDArray[np.int64]
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        return [len(self.slots)], _int32(self.slots)
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Withdrawn:
+        (entries,) = fields
+        return cls(slots=_slots(columns, entries), stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefillResult:
+    """Prefill lane to scheduler: what one batch computed.
+
+    ``orders``: by computed slot, the stamps of the order that brought it, as encode, sent,
+    received, decoded (ns); all 0 if an earlier result had them. ``busy_ns``: by computed slot, how
+    long the lane had worked for others since the slot came or its last chunk ended.
+    """
+
+    kind: ClassVar[int] = 36
+    result: Prefilled
+    batch: BatchStamps
+    orders: npt.NDArray[np.int64]
+    busy_ns: npt.NDArray[np.int64]
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        result, batch = self.result, self.batch
+        columns = _int32(result.slots, result.next_ids, result.computed, result.lengths)
+        columns += [np.ascontiguousarray(self.orders, np.int64), self.busy_ns]
+        parts = [] if result.logprobs is None else [result.logprobs]
+        parts += [chunk.logprobs for chunk in result.prompt_logprobs]
+        for part in parts:
+            columns += [
+                np.ascontiguousarray(part.chosen, np.float32),
+                np.ascontiguousarray(part.top_ids, np.int32),
+                np.ascontiguousarray(part.top, np.float32),
+            ]
+        fields = [
+            len(result.slots),
+            len(result.computed),
+            [batch.picked_ns, batch.started_ns, batch.ended_ns],
+            None if result.logprobs is None else result.logprobs.top.shape[-1],
+            [
+                [chunk.slot, chunk.start, *chunk.logprobs.top.shape]
+                for chunk in result.prompt_logprobs
+            ],
+        ]
+        return fields, columns
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PrefillResult:
+        done, computed, batch, width, chunks = fields
+        ids = [_slots(columns, length) for length in (done, done, computed, computed)]
+        orders = columns.int64(4 * computed).reshape(computed, 4)
+        busy_ns = columns.int64(computed)
+        logprobs = None if width is None else _take_logprobs(columns, (done, 1), width)
+        prompt_logprobs = tuple(
+            PromptChunkLogprobs(slot, start, _take_logprobs(columns, (rows,), wide))
+            for slot, start, rows, wide in chunks
+        )
+        return cls(
+            result=Prefilled(
+                slots=ids[0],
+                next_ids=ids[1],
+                computed=ids[2],
+                lengths=ids[3],
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+            ),
+            batch=BatchStamps(*batch),
+            orders=orders,
+            busy_ns=busy_ns,
+            stamps=stamps,
+        )
+
+
+def _take_logprobs(columns: ColumnReader, shape: tuple[int, ...], width: int) -> TokenLogprobs:
+    rows = int(np.prod(shape))
+    return TokenLogprobs(
+        columns.float32(rows).reshape(shape),
+        columns.int32(rows * width).reshape(*shape, width),
+        columns.float32(rows * width).reshape(*shape, width),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class DraftWork:
+    """Scheduler to draft lane: these slots are yours until their proposal arrives."""
+
+    kind: ClassVar[int] = 37
+    order: DraftOrder
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        order = self.order
+        columns = _int32(
+            order.slots, order.base, order.lengths, order.starts, order.ids, order.fresh
+        )
+        fields = [order.cycle, len(order.slots), len(order.ids), len(order.fresh)]
+        return fields, columns + _sampling_columns(order.sampling)
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftWork:
+        cycle, entries, num_ids, num_fresh = fields
+        order = DraftOrder(
+            cycle=cycle,
+            slots=_slots(columns, entries),
+            base=_slots(columns, entries),
+            lengths=_slots(columns, entries),
+            starts=_slots(columns, entries),
+            ids=columns.int32(num_ids),
+            fresh=_slots(columns, num_fresh),
+            sampling=_take_sampling(columns, num_fresh),
+        )
+        return cls(order=order, stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
+class DraftResult:
+    """Draft lane to scheduler: the proposal of a cycle. ``order``: the stamps of its order."""
+
+    kind: ClassVar[int] = 38
+    cycle: int
+    proposal: Proposal
+    batch: BatchStamps
+    order: Stamps
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        proposal, batch, order = self.proposal, self.batch, self.order
+        fields = [
+            self.cycle,
+            *proposal.ids.shape,
+            [batch.picked_ns, batch.started_ns, batch.ended_ns],
+            [order.encode_ns, order.sent_ns, order.received_ns, order.decoded_ns],
+        ]
+        return fields, _int32(proposal.slots, proposal.base, proposal.lengths, proposal.ids)
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftResult:
+        cycle, entries, width, batch, order = fields
+        proposal = Proposal(
+            slots=_slots(columns, entries),
+            base=_slots(columns, entries),
+            lengths=_slots(columns, entries),
+            ids=_slots(columns, entries * width).reshape(entries, width),
+        )
+        return cls(
+            cycle=cycle,
+            proposal=proposal,
+            batch=BatchStamps(*batch),
+            order=Stamps(*order),
+            stamps=stamps,
+        )
+
+
+StageMessage = (
+    LaneReady | PrefillWork | Withdraw | Withdrawn | PrefillResult | DraftWork | DraftResult
+)
+_CODEC: FrameCodec[StageMessage] = FrameCodec(
+    (LaneReady, PrefillWork, Withdraw, Withdrawn, PrefillResult, DraftWork, DraftResult)
+)
+encode = _CODEC.encode
+decode = _CODEC.decode

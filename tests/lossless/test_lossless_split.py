@@ -1,0 +1,81 @@
+"""The same tokens whichever processes host the stages, and whichever of them die on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from common_beginnings import requests_with_common_beginnings
+from engine_driver import make_worker, run
+from oracle import Oracle, check_lossless
+from split_engine import make_split
+from tiny_model import TinyPair
+
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "pd": (("prefill",), {"num_speculative_tokens": 3}),
+    "pdv": (("prefill", "draft"), {"num_speculative_tokens": 4}),
+    "pdv-paged": (("prefill", "draft"), {"num_speculative_tokens": 2, "kv_layout": "paged"}),
+    "draft apart": (("draft",), {"num_speculative_tokens": 5}),
+    "pdv, tight memory": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_pair: TinyPair) -> Oracle:
+    return Oracle(tiny_pair.verifier)
+
+
+@pytest.mark.parametrize("deaths", [0.0, 0.01], ids=["quiet", "deaths"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_token_is_the_verifiers_own(
+    case: str,
+    deaths: float,
+    tiny_pair: TinyPair,
+    oracle: Oracle,
+    report_line: Callable[[str], None],
+) -> None:
+    stages, options = CASES[case]
+    seed = 100 * list(CASES).index(case) + int(deaths > 0)
+    requests = requests_with_common_beginnings(np.random.default_rng(seed), 250)
+    options = {"max_num_seqs": 12, "max_num_batched_tokens": 64, "max_model_len": 128, **options}
+    split = make_split(
+        tiny_pair.verifier,
+        tiny_pair.draft,
+        stages,
+        np.random.default_rng(seed),
+        deaths,
+        **options,
+    )
+    results = run(split, requests, np.random.default_rng(seed), arrivals_per_step=1.0)
+    plain = make_worker(tiny_pair.verifier, None, max_num_seqs=32, max_model_len=128)
+    expected = run(plain, requests, np.random.default_rng(seed), arrivals_per_step=8.0)
+    died = split.deaths if deaths else "no lane"
+    check_lossless(f"{case}, {died} died", oracle, requests, results, expected, report_line)
+    assert split.messages > 100
+    assert not deaths or min(split.deaths.values()) >= 3
+
+
+def test_cancels_reach_prompts_in_a_lane(tiny_pair: TinyPair, oracle: Oracle) -> None:
+    requests = requests_with_common_beginnings(np.random.default_rng(5), 300)
+    split = make_split(
+        tiny_pair.verifier,
+        tiny_pair.draft,
+        ("prefill", "draft"),
+        np.random.default_rng(6),
+        0.005,
+        max_num_batched_tokens=8,
+        max_model_len=128,
+    )
+    results = run(
+        split, requests, np.random.default_rng(7), arrivals_per_step=0.5, cancel_probability=0.05
+    )
+    assert all(result.terminals == 1 for result in results)
+    finished = [i for i, result in enumerate(results) if result.finish.name != "ABORT"]
+    assert 30 < len(finished) < 290
+    verdicts = oracle.judge([requests[i] for i in finished], [results[i] for i in finished])
+    assert verdicts.wrong == []
