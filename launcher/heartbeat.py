@@ -3,51 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-PINGS_PER_TIMEOUT = 4
+import psutil
+
+LOOKS_PER_TIMEOUT = 4
+
+BUSY_SHARE = 0.05
+"""Of one core: who uses more of it is taken to be computing."""
+
+PATIENCE = 12
+"""How many times longer one that computes may be silent: a step of a large model takes its time,
+but an endless loop must end."""
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used; 0 when it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+@dataclass(slots=True)
+class _Signs:
+    """When a process last answered, when it was last seen to compute, and what it had used then."""
+
+    answered: float
+    computed: float
+    used: float
 
 
 class Heartbeat:
-    """Who is to be asked for a sign of life, and who has owed one for ``timeout`` seconds.
+    """Who has owed a sign of life for ``timeout`` seconds, seen at most one look later.
 
     A process is known by its id, so a successor starts with a clean slate. With a timeout of 0
-    nobody is asked. The caller brings the clock.
+    nobody is looked at. The caller brings the clock, and asks all processes at each look.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, used: Callable[[int], float] = cpu_seconds) -> None:
         self._timeout = timeout
-        self._interval = timeout / PINGS_PER_TIMEOUT
-        self._answered: dict[int, float] = {}
-        self._next_ping = -math.inf
-
-    @property
-    def deadline(self) -> float:
-        """When :meth:`ping` or :meth:`hung` has something to say."""
-        if not self._timeout:
-            return math.inf
-        return min(self._next_ping, *(t + self._timeout for t in self._answered.values()), math.inf)
+        self._interval = timeout / LOOKS_PER_TIMEOUT
+        self._used = used
+        self._signs: dict[int, _Signs] = {}
+        self.deadline = -math.inf if timeout else math.inf
 
     def answered(self, pid: int, now: float) -> None:
         """A process has answered."""
-        if pid in self._answered:
-            self._answered[pid] = now
+        if pid in self._signs:
+            self._signs[pid].answered = now
 
-    def hung(self, pids: Iterable[int], now: float) -> list[int]:
-        """Which of these, all that should answer, have not done so for too long.
+    def look(self, pids: Iterable[int], now: float) -> dict[int, float]:
+        """Which of these, all that should answer, are hung, and for how many seconds they were
+        given time. To be called when ``deadline`` has come, which sets the next one.
 
         If we come much too late ourselves, because we were stopped or starved, nobody had a chance
         to answer us: then all begin anew.
         """
-        if not self._timeout:
-            return []
-        late = now - self.deadline > self._interval
-        self._answered = {pid: now if late else self._answered.get(pid, now) for pid in pids}
-        return [pid for pid, since in self._answered.items() if now - since >= self._timeout]
-
-    def ping_is_due(self, now: float) -> bool:
-        """Whether all are to be asked now; if so, the next time is set."""
-        if not self._timeout or now < self._next_ping:
-            return False
-        self._next_ping = now + self._interval
-        return True
+        if now - self.deadline > self._interval:
+            self._signs.clear()
+        self.deadline = now + self._interval
+        before, self._signs = self._signs, {}
+        hung = {}
+        for pid in pids:
+            used = self._used(pid)
+            signs = self._signs[pid] = before.get(pid) or _Signs(now, now, used)
+            if used - signs.used >= BUSY_SHARE * self._interval:
+                signs.computed = now
+            signs.used = used
+            # A look sees what happened since the one before: it is that much late.
+            if now - max(signs.answered, signs.computed) >= self._timeout - self._interval:
+                hung[pid] = self._timeout
+            elif now - signs.answered >= PATIENCE * self._timeout:
+                hung[pid] = PATIENCE * self._timeout
+        return hung

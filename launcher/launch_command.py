@@ -28,6 +28,7 @@ from launcher.run_directory import RunDirectory, sweep_stale
 from launcher.signals import SignalFlags
 from launcher.supervisor import WATCHED_SIGNALS, ReadyReport, Supervisor
 from launcher.topology_drawing import draw
+from launcher.trace_file import check_trace_path, write_trace
 from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
@@ -104,6 +105,8 @@ def _checked_launch(
             _check_fd(flag, fd)
     if ready_file is not None:
         _check_ready_file(ready_file)
+    if config.server.trace is not None:
+        check_trace_path(Path(config.server.trace))
     from launcher.checks import prepare
 
     config = prepare(config)
@@ -199,9 +202,10 @@ def serve(
         sweep_stale()
         run_directory = RunDirectory()
         try:
-            return _supervise(
+            code = _supervise(
                 config, run_directory.path, signals, started, ready_file, ready_fd, parent_fd
             )
+            return _with_trace(config, run_directory.path, code)
         except OSError as error:
             say(str(error))
             return EXIT_RUNTIME
@@ -209,6 +213,18 @@ def serve(
             if ready_file is not None:
                 ready_file.unlink(missing_ok=True)
             run_directory.remove()
+
+
+def _with_trace(config: EngineConfig, run_dir: Path, code: int) -> int:
+    """Writes the file of ``--trace``; the exit status after that."""
+    if config.server.trace is None:
+        return code
+    try:
+        write_trace(run_dir, topology_of(config), Path(config.server.trace))
+    except OSError as error:
+        say(f"--trace {config.server.trace} was not written: {error.strerror or error}")
+        return code or EXIT_RUNTIME
+    return code
 
 
 def _supervise(

@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from typing import Any
 import zmq
 
 from launcher.child import Child, ChildSpec
+from launcher.ending import Ending
 from launcher.groups import RestartGroups
 from launcher.heartbeat import Heartbeat
 from launcher.output import PREFIX
 from launcher.phases import (
-    EXIT_CLEAN,
     EXIT_PROCESS_DIED,
     EXIT_RUNTIME,
     EXIT_START_FAILED,
@@ -41,21 +41,17 @@ from launcher.signals import SignalFlags
 from pdv_mp.process import SUPERVISED_SIGNALS
 from pdv_mp.topology_rows import FRONT, Topology
 from pdv_mp.wire.control import (
-    Abort,
     Bye,
     ControlError,
     ControlMessage,
-    Drain,
     Drained,
     Failed,
     Hello,
-    Lost,
     Ping,
     Pong,
     Progress,
     Ready,
     Received,
-    Stop,
 )
 
 WATCHED_SIGNALS = (*SUPERVISED_SIGNALS, signal.SIGCHLD)
@@ -106,24 +102,19 @@ class Supervisor:
         self._report = report
         self._timeouts = timeouts or Timeouts()
         self._parent_fd = parent_fd
-        self._phase = Phase.STARTING
-        self._deadline = math.inf
-        self._outcome: tuple[int, str] | None = None
-        self._stops = 0
-        self._early_stop = False
-        self._over = False
         self._progress = "starting"
         self._facts: dict[str, dict[str, Any]] = {}
         self._groups = RestartGroups(topology)
         self._heartbeat = Heartbeat(self._timeouts.answer)
         self._processes = Processes(run_dir, topology.process_names, specify, report)
+        self._ending = Ending(self._processes, self._timeouts, say=self._say, give_up=self._give_up)
         self._recovery = Recovery(
             self._processes,
             self._groups,
             restarts or RestartPolicy(),
             self._timeouts,
             say=self._say,
-            lose=self._lose,
+            lose=self._ending.lose,
         )
 
     def run(self) -> int:
@@ -137,30 +128,26 @@ class Supervisor:
             while not self._finished():
                 self._turn()
         finally:
-            self._kill_rest()
+            self._ending.kill_rest()
             self._processes.close()
-        if self._outcome is None:
-            return EXIT_CLEAN
-        code, message = self._outcome
-        self._say(message)
-        return code
+        return self._ending.conclude()
 
     def _start_all(self) -> None:
-        self._enter(Phase.STARTING, self._timeouts.start)
+        self._ending.enter(Phase.STARTING, self._timeouts.start)
         for name in self._processes.generations:
             try:
                 self._processes.start(name)
             except OSError as error:
-                self._fail(EXIT_START_FAILED, f"{name} could not be started: {error}")
+                self._ending.fail(EXIT_START_FAILED, f"{name} could not be started: {error}")
                 return
 
     def _finished(self) -> bool:
-        return self._over or not any(child.alive for child in self._processes)
+        return self._ending.over or not any(child.alive for child in self._processes)
 
     def _turn(self) -> None:
         """Waits for the next thing to happen, and deals with it."""
         heartbeat = self._heartbeat.deadline if self._expects_answers else math.inf
-        left = min(self._deadline, self._recovery.deadline, heartbeat) - time.monotonic()
+        left = min(self._ending.deadline, self._recovery.deadline, heartbeat) - time.monotonic()
         timeout = None if math.isinf(left) else max(0, math.ceil(left * 1000))
         events = dict(self._processes.poller.poll(timeout))
         for child in self._processes:
@@ -171,13 +158,13 @@ class Supervisor:
         fd = self._parent_fd
         if fd is not None and fd in events and not os.read(fd, 4096):
             self._processes.poller.unregister(fd)
-            self._parent_gone()
+            self._ending.parent_gone()
         self._reap()
         self._recovery.act()
         if self._expects_answers:
             self._check_answers()
-        if time.monotonic() >= self._deadline:
-            self._on_deadline()
+        if time.monotonic() >= self._ending.deadline:
+            self._ending.too_late(self._progress)
 
     # What children say
 
@@ -202,14 +189,16 @@ class Supervisor:
             self._heartbeat.answered(child.pid, time.monotonic())
         elif isinstance(message, Failed):
             self._processes.send(child, Received())
-            if self._phase in (Phase.STARTING, Phase.STOPPING):
-                self._fail(message.exit_code, f"{child.name} could not start: {message.message}")
+            if self._ending.phase in (Phase.STARTING, Phase.STOPPING):
+                self._ending.fail(
+                    message.exit_code, f"{child.name} could not start: {message.message}"
+                )
             else:
                 self._recovery.failed(child, message.message)
         elif isinstance(message, Drained):
-            if self._phase in (Phase.DRAINING, Phase.ABORTING, Phase.LOSING):
-                self._stop()
-            elif self._phase is not Phase.STOPPING:
+            if self._ending.phase in (Phase.DRAINING, Phase.ABORTING, Phase.LOSING):
+                self._ending.stop()
+            elif self._ending.phase is not Phase.STOPPING:
                 raise ControlError(f"{child.name} has drained without being asked to")
         elif isinstance(message, Bye):
             self._processes.send(child, Received())
@@ -219,9 +208,9 @@ class Supervisor:
     def _progressed(self, child: Child, text: str) -> None:
         if not child.alive:  # its last words may arrive when its end has been noticed already
             return
-        if self._phase is Phase.STARTING:
+        if self._ending.phase is Phase.STARTING:
             self._progress = f"{child.name}: {text}"
-            self._enter(Phase.STARTING, self._timeouts.start)
+            self._ending.enter(Phase.STARTING, self._timeouts.start)
         else:
             self._recovery.progressed()
 
@@ -231,15 +220,17 @@ class Supervisor:
         child.ready = True
         self._facts[child.name] = facts
         self._progressed(child, "ready")
-        if self._phase is not Phase.STARTING:
+        if self._ending.phase is not Phase.STARTING:
             if self._recovery.ready(child):
                 self._on_restarted(self._ready_report())
         elif all(child.ready for child in self._processes):
-            self._enter(Phase.SERVING, math.inf)
+            self._ending.enter(Phase.SERVING, math.inf)
             try:
                 self._on_ready(self._ready_report())
             except OSError as error:
-                self._fail(EXIT_START_FAILED, f"cannot say that the server is ready: {error}")
+                self._ending.fail(
+                    EXIT_START_FAILED, f"cannot say that the server is ready: {error}"
+                )
 
     def _ready_report(self) -> ReadyReport:
         return ReadyReport(self._facts, self._processes.pids)
@@ -248,29 +239,33 @@ class Supervisor:
 
     @property
     def _expects_answers(self) -> bool:
-        return self._phase in (Phase.SERVING, Phase.DRAINING)
+        return self._ending.phase in (Phase.SERVING, Phase.DRAINING)
 
     def _check_answers(self) -> None:
         """Asks all that are ready for a sign of life, and kills those that gave none."""
         now = time.monotonic()
+        if now < self._heartbeat.deadline:
+            return
         asked = {c.pid: c for c in self._processes if c.ready and c.alive and not c.killed}
-        for pid in self._heartbeat.hung(asked, now):
-            child = asked[pid]
-            if child.killed or not self._expects_answers:  # it fell with the one before
-                continue
-            child.kill()
-            seconds = f"{self._timeouts.answer:g} s"
-            self._died(child, f"{child.name} did not answer for {seconds} and was killed", "")
-        if self._heartbeat.ping_is_due(now):
-            for child in asked.values():
-                if not child.killed:
-                    self._processes.send(child, Ping())
+        hung = self._heartbeat.look(asked, now)
+        for child in self._weightiest_first(asked[pid] for pid in hung):
+            if not child.killed and self._expects_answers:  # else it fell with the one before
+                child.kill()
+                seconds = f"{hung[child.pid]:g} s"
+                self._died(child, f"{child.name} did not answer for {seconds} and was killed", "")
+        for child in asked.values():
+            if not child.killed:
+                self._processes.send(child, Ping())
 
     def _reap(self) -> None:
-        """Deals with the children that have ended: first with those that take others along."""
+        """Deals with the children that have ended."""
         ended = [child for child in self._processes if child.alive and child.poll()]
-        for child in sorted(ended, key=lambda child: -len(self._groups.falls_with(child.name))):
+        for child in self._weightiest_first(ended):
             self._child_ended(child)
+
+    def _weightiest_first(self, children: Iterable[Child]) -> list[Child]:
+        """Those that take most others along come first, so that nothing is started twice."""
+        return sorted(children, key=lambda child: -len(self._groups.falls_with(child.name)))
 
     def _child_ended(self, child: Child) -> None:
         self._receive()  # what it said before it ended explains why
@@ -278,9 +273,9 @@ class Supervisor:
         what = f"{child.name} {child.describe_exit()}"
         tail = "".join(f"\n  {line}" for line in child.tail)
         ending = f"; the last that it wrote:{tail}" if tail else ""
-        if self._phase is Phase.STOPPING:
+        if self._ending.phase is Phase.STOPPING:
             if child.exit_status != 0 and not child.killed:
-                self._fail(EXIT_RUNTIME, f"{what} when told to stop")
+                self._ending.fail(EXIT_RUNTIME, f"{what} when told to stop")
         elif self._recovery.expects_end_of(child):
             if not child.killed:
                 self._say(f"{what}, too{ending}")
@@ -291,14 +286,14 @@ class Supervisor:
 
     def _died(self, child: Child, what: str, ending: str) -> None:
         """A child is dead, or dying, that was not told to be; ``what`` and ``ending`` say how."""
-        if self._phase is Phase.STARTING:
-            self._fail(EXIT_START_FAILED, what + ending)
+        if self._ending.phase is Phase.STARTING:
+            self._ending.fail(EXIT_START_FAILED, what + ending)
         elif child.name == FRONT or not self._processes[FRONT].alive:
-            self._fail(EXIT_PROCESS_DIED, what + ending)
-        elif self._phase in (Phase.SERVING, Phase.DRAINING):
+            self._ending.fail(EXIT_PROCESS_DIED, what + ending)
+        elif self._ending.phase in (Phase.SERVING, Phase.DRAINING):
             self._recovery.died(child, what, ending)
-        elif self._phase is Phase.ABORTING:
-            self._lose(child.name, what + ending)
+        elif self._ending.phase is Phase.ABORTING:
+            self._ending.lose(child.name, what + ending)
 
     # What asks us to end
 
@@ -309,95 +304,10 @@ class Supervisor:
             # comes before any answer, so whoever has seen an answer and asks again is counted.
             time.sleep(SAME_WISH_SECONDS)
             self._signals.take()
-            self._stop_asked(asked[0].name)
+            self._ending.wish(asked[0].name)
 
-    def _stop_asked(self, reason: str) -> None:
-        self._stops += 1
-        if self._stops > 2:
-            late = ", ".join(child.name for child in self._processes if child.alive)
-            self._outcome = self._outcome or (EXIT_RUNTIME, f"{reason}: killed {late}")
-            self._kill_rest()
-        elif self._phase is Phase.STARTING:
-            self._say(f"{reason} before the server was ready; stopping")
-            self._stop_early()
-        elif self._phase is Phase.SERVING:
-            self._say(f"{reason}: draining; once more to abort")
-            self._enter(Phase.DRAINING, self._timeouts.drain)
-            self._processes.send(self._processes[FRONT], Drain())
-        elif self._phase is Phase.DRAINING:
-            self._say(f"{reason}: aborting open requests")
-            self._abort()
-
-    def _parent_gone(self) -> None:
-        if self._phase is Phase.STARTING:
-            self._stop_early()
-        elif self._phase in (Phase.SERVING, Phase.DRAINING):
-            self._abort()
-
-    def _on_deadline(self) -> None:
-        if self._phase is Phase.STARTING:
-            self._fail(
-                EXIT_START_FAILED,
-                f"nothing happened for {self._timeouts.start:g} s of starting "
-                f"(the last was {self._progress})",
-            )
-        elif self._phase is Phase.DRAINING:
-            seconds = f"{self._timeouts.drain:g} s"
-            self._say(f"requests are still open after {seconds}; aborting them")
-            self._abort()
-        elif self._phase is Phase.STOPPING:
-            late = [child.name for child in self._processes if child.alive]
-            self._kill_rest()
-            if self._outcome is None and not self._early_stop:
-                self._outcome = (EXIT_RUNTIME, f"{', '.join(late)} did not stop and was killed")
-        else:
-            self._stop()
-
-    # How we end
-
-    def _abort(self) -> None:
-        self._enter(Phase.ABORTING, self._timeouts.abort)
-        self._processes.send(self._processes[FRONT], Abort())
-
-    def _lose(self, name: str, message: str) -> None:
-        """A process is gone for good: the front tells its clients, then everything ends."""
-        self._outcome = self._outcome or (EXIT_PROCESS_DIED, message)
+    def _give_up(self) -> None:
         self._recovery.clear()
-        self._enter(Phase.LOSING, self._timeouts.lost)
-        self._processes.send(self._processes[FRONT], Lost(name))
-
-    def _fail(self, code: int, message: str) -> None:
-        """Ends everything; the first failure is the one that is reported."""
-        self._outcome = self._outcome or (code, message)
-        if self._phase is not Phase.STOPPING:
-            self._stop()
-
-    def _stop_early(self) -> None:
-        """Stops children that may be too busy starting to listen: to kill them is no failure."""
-        self._early_stop = True
-        self._stop()
-
-    def _stop(self) -> None:
-        self._recovery.clear()
-        if self._phase is not Phase.STARTING:
-            for child in self._processes:
-                if not child.ready:  # starting again, and too busy to listen; nothing is lost
-                    child.kill()
-        hurried = self._early_stop or self._outcome is not None
-        self._enter(Phase.STOPPING, self._timeouts.failed_stop if hurried else self._timeouts.stop)
-        for child in self._processes:
-            if child.alive:
-                self._processes.send(child, Stop())
-
-    def _kill_rest(self) -> None:
-        """Kills what is still alive and waits, within bounds, until it is gone."""
-        self._over = True
-        for child in self._processes.kill_all(self._timeouts.reap):
-            self._say(f"process {child.pid} ({child.name}) cannot be killed")
 
     def _say(self, message: str) -> None:
         self._report(PREFIX + message)
-
-    def _enter(self, phase: Phase, seconds: float) -> None:
-        self._phase = phase
-        self._deadline = time.monotonic() + seconds

@@ -280,8 +280,8 @@ class ServerOptions(_Checked):
     lane_timeout: float = option(
         10.0,
         help="seconds without a sign of life after which a process that has started is killed, "
-        "which is then a death like any other; a worker answers between two steps, so a single "
-        "step must never take so long; 0 waits for ever",
+        "which is then a death like any other; a worker answers between two steps, and one that "
+        "computes meanwhile has twelve times as long; 0 waits for ever",
         minimum=0.0,
     )
     log_level: str = option(
@@ -293,6 +293,12 @@ class ServerOptions(_Checked):
         False,
         help="log each accepted request with its parameters and its prompt, at any --log-level; "
         "without it no prompt is ever logged",
+    )
+    trace: str | None = option(
+        None,
+        help="when the server ends, write what its processes ran and sent, the last minutes of "
+        "it, to this file, which ui.perfetto.dev shows",
+        metavar="FILE",
     )
     check_invariants: bool = option(
         False, help="check KV lengths and block accounts after every cycle (for tests; slow)"

@@ -14,7 +14,7 @@ from pdv_mp.attachment import Attachment, attach
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.memory.attention_plan import AttentionPlan
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.kv_cache import KVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
@@ -23,6 +23,7 @@ from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
 from pdv_mp.model.transformers_config import TransformersConfig
 from pdv_mp.model.weights import Manifest, Weights
+from pdv_mp.planned_caches import kv_names, private_cache, shared_cache
 from pdv_mp.pools import Pools
 from pdv_mp.resource_plan import (
     DRAFT,
@@ -30,10 +31,7 @@ from pdv_mp.resource_plan import (
     PlannedModel,
     ResourcePlan,
     kv_budget,
-    kv_name,
     make_plan,
-    store_name,
-    table_name,
     weights_name,
 )
 from pdv_mp.topology import Worker
@@ -146,7 +144,7 @@ def build_resources(config: EngineConfig) -> Resources:
     plan = make_plan(config)
     transformers = {model.role: _load(config, plan, model) for model in plan.models}
     num_blocks = plan.count_blocks(kv_budget(config.cache, plan.device))
-    caches = {model.role: _private_cache(plan, model, num_blocks) for model in plan.models}
+    caches = {model.role: private_cache(plan, model, num_blocks) for model in plan.models}
     return Resources(plan, num_blocks, _runners(plan, transformers, caches), caches)
 
 
@@ -169,7 +167,7 @@ def attach_resources(
     reached = plan.models if worker.schedules else computed
     buffers = {weights_name(model.role) for model in computed}
     for model in reached:
-        buffers |= _kv_names(plan, model, replica, worker.schedules)
+        buffers |= kv_names(plan, model, replica, worker.schedules)
     attachment = attach(
         run_dir,
         process_name,
@@ -182,7 +180,7 @@ def attach_resources(
     if attachment is None:
         return None
     transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
-    caches = {model.role: _shared_cache(plan, model, attachment, replica) for model in reached}
+    caches = {model.role: shared_cache(plan, model, attachment, replica) for model in reached}
     runners = _runners(plan, transformers, caches)
     return Resources(plan, attachment.num_blocks, runners, caches)
 
@@ -234,70 +232,6 @@ def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> 
     manifest = Manifest.build(shape, plan.dtype)
     weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
     return Transformer(shape, weights, plan.max_model_len)
-
-
-def _private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> KVCache:
-    if plan.layout == "contiguous":
-        return ContiguousKVCache(
-            model.config,
-            plan.num_slots,
-            plan.max_model_len,
-            plan.dtype,
-            plan.block_size,
-            num_blocks if plan.prefix_caching else 0,
-        )
-    return PagedKVCache(
-        model.config,
-        num_blocks,
-        plan.block_size,
-        plan.num_slots,
-        plan.max_model_len,
-        plan.dtype,
-        plan.device,
-    )
-
-
-def _shared_cache(
-    plan: ResourcePlan,
-    model: PlannedModel,
-    attachment: Attachment,
-    replica: int,
-) -> KVCache:
-    """The cache of a replica, with the store only where its scheduler is."""
-    num_blocks = attachment.num_blocks
-    if plan.layout == "contiguous":
-        store = attachment.memfds.get(store_name(model.role, replica))
-        return ContiguousKVCache(
-            model.config,
-            plan.num_slots,
-            plan.max_model_len,
-            plan.dtype,
-            plan.block_size,
-            num_blocks if store is not None else 0,
-            runs=attachment.memfds[kv_name(model.role, replica)],
-            store=store,
-        )
-    return PagedKVCache(
-        model.config,
-        num_blocks,
-        plan.block_size,
-        plan.num_slots,
-        plan.max_model_len,
-        plan.dtype,
-        plan.device,
-        pool=attachment.tensor(kv_name(model.role, replica)),
-        table=attachment.tensor(table_name(model.role, replica)),
-    )
-
-
-def _kv_names(plan: ResourcePlan, model: PlannedModel, replica: int, schedules: bool) -> set[str]:
-    """Names of the buffers with a model's KV that a worker of a replica maps."""
-    names = {kv_name(model.role, replica)}
-    if plan.layout == "paged":
-        names.add(table_name(model.role, replica))
-    elif schedules and plan.prefix_caching:
-        names.add(store_name(model.role, replica))
-    return names
 
 
 def _models_of(worker: Worker, plan: ResourcePlan) -> tuple[PlannedModel, ...]:

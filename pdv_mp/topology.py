@@ -44,7 +44,7 @@ ROWS: dict[str, Topology] = {
 }
 """All rows; the legacy ones have the batch limits of the engines that pd and pdv come from."""
 
-TOPOLOGIES: dict[str, Topology] = {row.name: row for row in (UNIFIED,)}
+TOPOLOGIES: dict[str, Topology] = ROWS
 """The rows that can be served."""
 
 TOPOLOGY_NAMES: tuple[str, ...] = (*ROWS, "auto")

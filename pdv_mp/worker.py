@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pdv_mp.batch_record import BatchRecord, batch_records
+from pdv_mp.batch_record import BatchRecords
 from pdv_mp.config import EngineConfig
 from pdv_mp.counters import Counters
 from pdv_mp.flight_record import FlightRecord
+from pdv_mp.handoffs import Handoffs
 from pdv_mp.lanes.stamps import BatchStamps, LaneStates
 from pdv_mp.orders import prefill_order
 from pdv_mp.resources import Resources
@@ -30,6 +31,7 @@ from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.stages.verify import VerifyStage
 from pdv_mp.timeline import state_index
 from pdv_mp.topology import scheduling_of
+from pdv_mp.trace import Trace
 from pdv_mp.wire import stages as wire
 from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
 from pdv_mp.wire.frames import Stamps, WireError
@@ -78,7 +80,8 @@ class Worker:
         self._lanes = dict(lanes or {})
         self._ready_lanes: set[str] = set()
         self.counters = Counters()
-        self.batches = batch_records()
+        self.batches = BatchRecords(self._lanes)
+        self.handoffs = Handoffs()
         self.table = SequenceTable(resources.num_slots, resources.max_model_len)
         self.pools = resources.pools
         target, draft = resources.target, resources.draft
@@ -106,6 +109,10 @@ class Worker:
         self._prefill_turn = True
         self._drafting: DraftOrder | None = None
         """The order whose proposal a draft lane owes us."""
+
+    def trace_to(self, trace: Trace) -> None:
+        """Trace batches and messages from now on."""
+        self.batches.trace = self.handoffs.trace = trace
 
     # ------------------------------------------------------------------ from the front
 
@@ -178,8 +185,11 @@ class Worker:
             sequences, message.orders.tolist(), message.busy_ns.tolist(), strict=True
         ):
             if order[0]:
-                _PREFILL.ordered(sequence, Stamps(*order))
+                stamps = Stamps(*order)
+                _PREFILL.ordered(sequence, stamps)
+                self.handoffs.picked("verify>prefill", stamps, batch, busy_ns)
             _PREFILL.computed(sequence, batch, busy_ns)
+        self.handoffs.returned("prefill>verify", message.stamps, batch.ended_ns)
         self._note("prefill", batch, len(sequences), int(result.lengths.sum()))
         done = set(result.slots.tolist())
         enter_all((s for s in sequences if s.slot not in done), _PREFILL_INBOX, batch.ended_ns)
@@ -198,6 +208,9 @@ class Worker:
             _DRAFT.computed(sequence, message.batch)
         _DRAFT.returned(sequences, message.stamps)
         enter_all(sequences, _VERIFY_INBOX, message.stamps.decoded_ns)
+        self.handoffs.picked("verify>draft", message.order, message.batch)
+        self.handoffs.returned("draft>verify", message.stamps, message.batch.ended_ns)
+        self.handoffs.waits("draft>verify", message.stamps.decoded_ns)
         self._note("draft", message.batch, len(sequences), int(proposal.lengths.sum()))
         self.verify.put(proposal)
 
@@ -231,13 +244,16 @@ class Worker:
     def _admit(self) -> None:
         if self.prefill is None and "prefill" not in self._ready_lanes:
             return
-        sequences = self.scheduler.admit(time.monotonic_ns())
+        now = time.monotonic_ns()
+        sequences = self.scheduler.admit(now)
         if not sequences:
             return
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
         order = prefill_order(self.table, slots)
         if self.prefill is not None:
             self.prefill.put(order)
+            self.handoffs["verify>prefill"].local += 1
+            self.handoffs.waits("verify>prefill", now)
         else:
             self._lanes["prefill"](wire.PrefillWork(order=order))
 
@@ -252,6 +268,7 @@ class Worker:
             self._run_draft()
         elif cycle.drafts is not None:
             self._drafting = cycle.drafts
+            self.handoffs.follows("verify>draft", time.monotonic_ns())
             self._lanes["draft"](wire.DraftWork(order=cycle.drafts))
         elif cycle.plain is not None:
             self._run_verify()
@@ -276,6 +293,8 @@ class Worker:
         result = self.prefill.run(batch)
         ended = self._end("prefill", sequences, picked, started, int(batch.lengths.sum()))
         self.scheduler.prefilled(result, ended)
+        if len(result.slots):
+            self.handoffs.handed("prefill>verify", time.monotonic_ns())
 
     def _run_draft(self) -> None:
         if self.draft is None:
@@ -289,7 +308,10 @@ class Worker:
         proposal = self.draft.run(order)
         self._end("draft", sequences, picked, started, int(order.lengths.sum()))
         self.verify.put(proposal)
-        enter_all(sequences, _VERIFY_INBOX, time.monotonic_ns())
+        now = time.monotonic_ns()
+        enter_all(sequences, _VERIFY_INBOX, now)
+        self.handoffs.handed("draft>verify", now)
+        self.handoffs.waits("draft>verify", now)
 
     def _run_verify(self) -> None:
         picked = time.monotonic_ns()
@@ -302,7 +324,11 @@ class Worker:
         rows = int(proposal.lengths.sum()) + len(proposal.slots)
         self._end("verify", sequences, picked, started, rows)
         self.verify.commit(verdict)
-        self.scheduler.verified(verdict, time.monotonic_ns())
+        now = time.monotonic_ns()
+        self.scheduler.verified(verdict, now)
+        if self.draft is not None:
+            self.handoffs.handed("verify>draft", now)
+            self.handoffs.waits("verify>draft", now)
         if self._config.server.check_invariants:
             self.scheduler.check()
 
@@ -325,6 +351,7 @@ class Worker:
             self._record.enter([sequence.request for sequence in sequences])
         started = time.monotonic_ns()
         enter_all(sequences, _COMPUTE[stage], started)
+        self.handoffs.begun(stage, picked, started)
         return started
 
     def _end(
@@ -334,21 +361,12 @@ class Worker:
         ended = time.monotonic_ns()
         enter_all(sequences, _PUBLISH[stage], ended)
         self._move_pending(_INBOX_OF, ended)
+        self.handoffs.ended(stage, picked, ended)
         self._note(stage, BatchStamps(picked, started, ended), len(sequences), rows)
         return ended
 
     def _note(self, stage: str, batch: BatchStamps, sequences: int, rows: int) -> None:
-        self.batches.append(
-            BatchRecord(
-                stage,
-                batch.picked_ns,
-                batch.started_ns,
-                batch.ended_ns,
-                sequences,
-                rows,
-                self.scheduler.num_running,
-            )
-        )
+        self.batches.note(stage, batch, sequences, rows, self.scheduler.num_running)
 
     # ------------------------------------------------------------------ questions
 
@@ -379,5 +397,7 @@ class Worker:
                 "block_size": self.pools.block_size,
             },
             "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
-            "batches": [record.as_dict() for record in list(self.batches)[-BATCHES_SHOWN:]],
+            "batches": self.batches.latest(BATCHES_SHOWN),
+            "batch_totals": self.batches.totals(),
+            "handoffs": self.handoffs.as_dict(),
         }

@@ -18,6 +18,7 @@ from pdv_mp.lanes.edge import LaneEdge
 from pdv_mp.resources import attach_resources, build_resources
 from pdv_mp.threads import set_threads
 from pdv_mp.topology import topology_of
+from pdv_mp.trace import open_trace
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 from pdv_mp.worker import Worker
@@ -96,6 +97,9 @@ def run_worker(
         for stage, lane in topology.lanes(replica).items()
     }
     worker = Worker(resources, config, record, {stage: edge.send for stage, edge in lanes.items()})
+    trace = open_trace(config, run_dir, name, generation)
+    if trace is not None:
+        worker.trace_to(trace)
     edge = FrontEdge(context, run_dir, generation, replica)
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
@@ -111,6 +115,8 @@ def run_worker(
             lane.close()
         context.term()
         record.close()
+        if trace is not None:
+            trace.close()
 
 
 class WorkerProcess:
@@ -154,9 +160,11 @@ class WorkerProcess:
             busy = worker.step()
             if worker.scheduler.has_emissions:
                 encode_ns = time.monotonic_ns()
+                worker.handoffs.follows("verify>front", encode_ns)
                 for emission in worker.emissions(encode_ns):
                     self._front.send(emission, encode_ns)
             if not busy:
+                worker.handoffs.paused()
                 self._record.leave()
                 self._poller.poll()
 
@@ -181,12 +189,15 @@ class WorkerProcess:
 
     def _handle(self, message: wire.EngineMessage) -> None:
         worker = self._worker
+        worker.handoffs.received("front>verify", message.stamps)
         if isinstance(message, wire.Open):
             self._record.enter((message.request,))
             worker.scheduler.submit(message)
         elif isinstance(message, wire.Close):
             worker.close(message.requests.tolist())
         elif isinstance(message, wire.InfoRequest):
+            for stage, lane in self._lanes.items():
+                worker.handoffs.sent(f"verify>{stage}", lane.messages_sent, lane.bytes_sent)
             self._front.send(wire.InfoReply(number=message.number, info=worker.info()))
         else:
             raise wire.WireError(f"a worker cannot handle a {type(message).__name__} message")

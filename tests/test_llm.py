@@ -145,6 +145,21 @@ def test_dead_worker_is_a_launch_error_that_names_it(tiny_pair: TinyPair) -> Non
             served.generate("x", SamplingParams(max_tokens=400, ignore_eos=True))
 
 
+def test_process_ids_are_those_after_a_restart(tiny_pair: TinyPair) -> None:
+    with LLM(tiny_pair.verifier, tiny_pair.draft, **OPTIONS) as served:
+        first = served.pids
+        os.kill(first["worker-0"], signal.SIGKILL)
+        (completion,) = served.generate("def add(", SamplingParams(max_tokens=3, ignore_eos=True))
+        assert len(completion.ids) == 3
+        deadline = time.monotonic() + 30
+        while (second := served.pids) == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert psutil.Process(second.pop("worker-0")).ppid() == first["launcher"]
+        assert second.items() < first.items()
+    assert alive(served.pids) == []
+
+
 def test_close_during_generate_is_a_launch_error(tiny_pair: TinyPair) -> None:
     errors: list[Exception] = []
 
@@ -182,7 +197,7 @@ def test_dead_front_is_noticed_without_waiting_for_silence(
     ("options", "message"),
     [
         ({"model": "/nowhere/model"}, "/nowhere/model: no such folder"),
-        ({"topology": "pdv"}, "topology 'pdv' is not built yet; use 'unified'"),
+        ({"topology": "auto"}, "topology 'auto' is not built yet; use 'unified'"),
         ({"max_num_seq": 1}, "No such option '--max-num-seq'"),
         ({"max_num_seqs": 0}, "0 is not in the range"),
     ],

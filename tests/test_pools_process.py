@@ -131,19 +131,26 @@ def test_what_one_process_writes_another_one_reads(layout: str, tiny_pair: TinyP
         assert verify.ask("read", "draft", slot, 5) == written["draft"]
 
 
-def test_a_new_scheduler_forgets_what_the_last_one_had(tiny_pair: TinyPair) -> None:
-    with PoolsHarness(tiny_config("pdv", tiny_pair, kv_layout="paged")) as harness:
+@pytest.mark.parametrize("layout", ["contiguous", "paged"])
+def test_a_new_scheduler_forgets_what_the_last_one_had(layout: str, tiny_pair: TinyPair) -> None:
+    with PoolsHarness(tiny_config("pdv", tiny_pair, kv_layout=layout)) as harness:
         harness.start_pools()
-        (verify,) = attach(harness, "verify-0")
-        verify.ask("acquire", 40)
-        held = verify.ask("table", "target")[0]
+        prefill, verify = attach(harness, "prefill-0", "verify-0")
+        assert [verify.ask("acquire", 40) for _ in range(2)] == [0, 1]
+        prefill.ask("forward", "target", 1, PROMPT)
         verify.process.kill()
         verify.process.wait(WAIT_SECONDS)
-        prefill, verify = attach(harness, "prefill-0", "verify-0")
-        assert prefill.ask("table", "target")[0] == held
-        assert verify.ask("acquire", 1) == 0
-        dummy = verify.ask("facts")["blocks"]
-        assert prefill.ask("table", "target")[0].count(dummy) == len(held) - 1
+        (verify,) = attach(harness, "verify-0")
+        if layout == "paged":
+            held = prefill.ask("table", "target")[1]
+            assert verify.ask("acquire", 1) == 0
+            dummy = verify.ask("facts")["blocks"]
+            assert set(held) > {dummy}
+            assert set(prefill.ask("table", "target")[1]) == {dummy}
+        else:
+            assert prefill.ask("read", "target", 1, 5) != 0.0
+            assert verify.ask("acquire", 1) == 0
+            assert prefill.ask("read", "target", 1, 5) == 0.0
 
 
 def test_replicas_share_weights_and_have_kv_of_their_own(tiny_pair: TinyPair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.model.architecture import ModelConfig
-from pdv_mp.resource_plan import checkpoint_name, pick_device, pick_dtype
-from pdv_mp.resources import build_resources
+from pdv_mp.resource_plan import checkpoint_name, make_plan, pick_device, pick_dtype
+from pdv_mp.resources import Resources, build_resources
+from pdv_mp.topology import ROWS
 
 
 def llama(folder: Path, vocabulary: int, seed: int) -> Path:
@@ -87,6 +89,60 @@ def test_a_budget_without_room_for_one_block_is_refused(tiny_pair: TinyPair) -> 
     )
     with pytest.raises(ConfigError, match="--kv-cache-memory is too small"):
         build_resources(config)
+
+
+def test_what_a_process_does_not_have_is_named(tiny_pair: TinyPair) -> None:
+    whole = build_resources(
+        EngineConfig.from_options(
+            model=str(tiny_pair.verifier), draft_model=str(tiny_pair.draft), device="cpu"
+        )
+    )
+    assert whole.pools is whole.pools, "there is one account"
+    lane = Resources(
+        whole.plan,
+        whole.num_blocks,
+        {"draft": whole.runners["draft"]},
+        {"draft": whole.caches["draft"]},
+    )
+    assert lane.has_draft
+    assert lane.draft is whole.draft
+    with pytest.raises(RuntimeError, match="does not compute the verifier"):
+        _ = lane.target
+    with pytest.raises(RuntimeError, match="lives in the process with the scheduler"):
+        _ = lane.pools
+
+
+def test_a_plan_counts_every_byte_before_there_is_one(tiny_pair: TinyPair) -> None:
+    for layout, names in (
+        ("contiguous", {"kv", "store"}),
+        ("paged", {"kv", "table"}),
+    ):
+        config = EngineConfig.from_options(
+            model=str(tiny_pair.verifier),
+            draft_model=str(tiny_pair.draft),
+            device="cpu",
+            kv_layout=layout,
+            max_num_seqs=10,
+        )
+        plan = make_plan(dataclasses.replace(config, table=ROWS["baseline"]))
+        num_blocks = plan.count_blocks(1 << 22)
+        assert num_blocks == (1 << 22) // 4 // (16 * 384)
+        buffers = {buffer.name: buffer for buffer in plan.kv_buffers(num_blocks)}
+        assert set(buffers) == {
+            f"{name}-{role}-{replica}"
+            for name in names
+            for role in ("target", "draft")
+            for replica in range(4)
+        }
+        token = 256  # bytes of the verifier's keys and values
+        if layout == "paged":
+            assert buffers["kv-target-3"].nbytes == (num_blocks + 1) * 16 * token
+            assert buffers["table-draft-0"].nbytes == 2 * (512 // 16) * 4
+            assert not buffers["table-draft-0"].on_device
+        else:
+            # A batch of one has two slots, so that the next request is ready.
+            assert buffers["kv-target-3"].nbytes == 2 * 512 * token
+            assert buffers["store-target-0"].nbytes == num_blocks * 16 * token
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "meta"])

@@ -31,7 +31,7 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 MAX_IDLE_CONNECTIONS = 4096
 """Connections without open requests that are remembered; the ROUTER does not say who left."""
 
-UNFINISHED = 4
+UNFINISHED = 3
 """Most of a message that is not complete, in messages of the largest size. A legal one has one
 frame, and libzmq ends a connection whose frame is over twice that size."""
 

@@ -29,7 +29,8 @@ from zmq.utils.monitor import parse_monitor_message
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.25
-"""How often all TCP connections are looked at, while there are any."""
+SECONDS_PER_CONNECTION = 0.001
+"""How often all TCP connections are looked at, while there are any: each costs some 6 µs."""
 
 SUSPECTED_SECONDS = 0.02
 """How soon the next time comes when one of them holds too much but may have been busy."""
@@ -45,6 +46,9 @@ _SO_DOMAIN = 39
 _SO_COOKIE = 57
 _COOKIE = struct.Struct("=Q")
 _COUNT = struct.Struct("=i")
+_AT_ONCE = struct.pack("=ii", 1, 0)
+"""A socket with this answers what still comes, after libzmq has closed it, with a reset."""
+
 _SHORT_FRAME = 255
 """Most bytes of a frame whose header has 2 bytes; that of a longer one has 9."""
 
@@ -145,7 +149,9 @@ class UnfinishedMessages:
                     del self._watched[descriptor]
                     continue
                 suspected |= self._judge(connection, watched, now)
-        seconds = SUSPECTED_SECONDS if suspected else CHECK_SECONDS
+        seconds = max(CHECK_SECONDS, SECONDS_PER_CONNECTION * len(self._watched))
+        if suspected:
+            seconds = SUSPECTED_SECONDS
         self._next_check = now + seconds if self._watched else None
 
     def _judge(self, connection: socket.socket, watched: _Watched, now: float) -> bool:
@@ -163,6 +169,7 @@ class UnfinishedMessages:
                     watched.taken - watched.delivered,
                 )
                 with suppress(OSError):  # it has ended by itself
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                     connection.shutdown(socket.SHUT_RDWR)
                 return False
             watched.taken = _taken(connection)

@@ -32,6 +32,8 @@ class LaneEdge:
         bind: bool,
     ) -> None:
         self.lane = lane
+        self.messages_sent = 0
+        self.bytes_sent = 0
         self._context = context
         self._run_dir = run_dir
         self._bind = bind
@@ -62,6 +64,8 @@ class LaneEdge:
         except zmq.Again:
             logger.info("nobody is at the other end of the edge to %s", self.lane)
             return False
+        self.messages_sent += 1
+        self.bytes_sent += len(frame)
         return True
 
     def receive(self) -> wire.StageMessage | None:

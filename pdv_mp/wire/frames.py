@@ -38,12 +38,13 @@ class WireError(ValueError):
 
 @dataclass(slots=True)
 class Stamps:
-    """When a frame was built, sent, received and decoded (ns, monotonic)."""
+    """When a frame was built, sent, received and decoded (ns, monotonic), and its bytes."""
 
     encode_ns: int = 0
     sent_ns: int = 0
     received_ns: int = 0
     decoded_ns: int = 0
+    size: int = 0
 
 
 class ColumnReader:
@@ -122,7 +123,7 @@ class FrameCodec(Generic[Message]):
         end = HEADER.size + length
         if end > len(frame):
             raise WireError("a frame is shorter than its fields")
-        stamps = Stamps(encode_ns, sent_ns, received_ns)
+        stamps = Stamps(encode_ns, sent_ns, received_ns, size=len(frame))
         columns = ColumnReader(view[end:])
         try:
             message: Message = self._types[kind]._from(

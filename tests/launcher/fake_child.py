@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from pdv_mp.process import SUPERVISED_SIGNALS, die_with_parent
@@ -54,6 +55,11 @@ def main(name: str, run_dir: Path, parent_pid: int, behaviour: str, generations:
     control.send(Ready(name, {"fact": name, "generations": json.loads(generations)}))
     if behaviour == "deaf":
         signal.pause()
+    if behaviour == "compute":
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            pass
+        print("computed", flush=True)
     while True:
         control.socket.poll()
         while (message := control.receive()) is not None:

@@ -242,7 +242,7 @@ def one_sentence(*arguments: str, **environment: str) -> str:
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--port"], "'--port' requires an argument"),
         (["extra"], "unexpected extra argument (extra)"),
-        (["--topology", "pdv"], "topology 'pdv' is not built yet; use 'unified'"),
+        (["--topology", "auto"], "topology 'auto' is not built yet; use 'unified'"),
         (["--topology", "unifed"], "did you mean 'unified'?"),
         (["--host", "0.0.0.0"], "give a --token-file, whose token clients must then send, or --in"),
         (["--host", "::"], "--host :: lets other machines connect"),
@@ -312,10 +312,10 @@ def test_weights_that_were_cut_short_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_environment_variable_is_a_warning(tiny_pair: TinyPair) -> None:
-    done = run_launch("--topology", "pd", environment={"PDV_PROT": "1"})
+    done = run_launch("--topology", "auto", environment={"PDV_PROT": "1"})
     assert done.code == 2
     assert done.messages == [
         "warning: environment variable PDV_PROT is not an option and is ignored; "
         "did you mean PDV_PORT?",
-        "topology 'pd' is not built yet; use 'unified'",
+        "topology 'auto' is not built yet; use 'unified'",
     ]

@@ -61,3 +61,12 @@ def test_a_process_that_is_not_ready_is_not_asked(serve: Any) -> None:
     assert code == 4
     assert "front did not answer for 3 s and was killed" in text
     assert "worker-0 did not answer" not in text
+
+
+def test_a_long_step_of_computing_is_no_hang(serve: Any) -> None:
+    server = serve(worker="compute", timeouts={"answer": SECONDS})
+    server.wait_ready()
+    assert not any("did not answer" in line for line in server.wait_line("[worker-0] computed"))
+    server.send(signal.SIGTERM)
+    code, text = server.finish()
+    assert code == 0, text

@@ -1,8 +1,8 @@
 """Makes a request kill its worker: put this folder on PYTHONPATH, and set POISON for the server.
 
-POISON is ``STAGE:HOW:NTH``: the NTH batch of that stage in the life of a worker which holds a
-request whose prompt begins with three tokens POISONOUS ends the worker, by an exception
-(``raise``), a segmentation fault (``crash``) or SIGKILL (``kill``).
+POISON is ``PROCESS:STAGE:HOW:NTH``: the NTH batch of that stage in the life of a process PROCESS
+which holds a request whose seed is POISONOUS ends it, by an exception (``raise``), a segmentation
+fault (``crash``) or SIGKILL (``kill``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ import signal
 import sys
 from typing import Any
 
-POISONOUS = 13
+POISONOUS = 131_313
+
+
+def seeds(stage: str, hosted: Any, batch: Any) -> Any:
+    """The seeds of a batch's requests."""
+    if stage == "prefill":
+        return hosted._prompts.sampling._seeds[batch.slots]
+    if stage == "verify":
+        return hosted._table.sampling._seeds[batch.slots]
+    hosted._sampling.put(batch.slots[batch.fresh], batch.sampling)
+    return hosted._sampling._seeds[batch.slots]
 
 
 def poison(stage: str, how: str, nth: int) -> None:
@@ -25,7 +35,7 @@ def poison(stage: str, how: str, nth: int) -> None:
 
     def run_poisoned(self: Any, batch: Any) -> Any:
         nonlocal left
-        if (self._table.tokens[batch.slots, :3] == POISONOUS).all(axis=1).any():
+        if POISONOUS in seeds(stage, self, batch):
             left -= 1
             if left == 0:
                 if how == "raise":
@@ -38,6 +48,7 @@ def poison(stage: str, how: str, nth: int) -> None:
     stage_class.run = run_poisoned
 
 
-if "POISON" in os.environ and "worker-0" in sys.orig_argv:
-    _stage, _how, _nth = os.environ["POISON"].split(":")
-    poison(_stage, _how, int(_nth))
+if "POISON" in os.environ:
+    _process, _stage, _how, _nth = os.environ["POISON"].split(":")
+    if _process in sys.orig_argv:
+        poison(_stage, _how, int(_nth))
