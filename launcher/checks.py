@@ -16,6 +16,7 @@ import psutil
 
 from launcher.checkpoint import check_weights
 from launcher.devices import check_device
+from launcher.handoff_checks import check_handoff
 from pdv_mp.assets import draft_path, verifier_path
 from pdv_mp.binding import check_exposure, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig, ModelOptions, ServerOptions
@@ -52,7 +53,10 @@ def prepare(config: EngineConfig) -> EngineConfig:
             check_weights(folder, shape)
     longest = model.max_model_len or min(shape.context_limit for shape in shapes)
     model = dataclasses.replace(model, max_model_len=longest)
-    table = with_threads(served(row, model), model.threads)
+    row = served(row, model)
+    check_handoff(config, row)
+    cores = usable_cores() if config.handoff.exclusive_device else None
+    table = with_threads(row, model.threads or cores)
     config = dataclasses.replace(config, model=model, server=server, table=table)
     _check_kv_budget(config, shapes, longest)
     return config

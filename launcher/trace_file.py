@@ -91,7 +91,7 @@ def _tracks(parts: list[TracePart], row: Topology) -> dict[Track, list[_Slice]]:
 
 
 def _batch(process: str, record: list[Any], row: Topology) -> tuple[Track, _Slice]:
-    what, _, sequences, rows, decoding, (picked, started, ended, _) = record
+    what, _, sequences, rows, decoding, picked, started, ended, _ = record
     stage = BATCH_STAGES[what]
     arguments = {
         "sequences": sequences,
@@ -108,7 +108,7 @@ def _batch(process: str, record: list[Any], row: Topology) -> tuple[Track, _Slic
 def _message(
     process: str, record: list[Any], row: Topology, flow: int
 ) -> Iterator[tuple[Track, _Slice]]:
-    what, replica, size, _, _, (encode, sent, received, decoded) = record
+    what, replica, size, _, _, encode, sent, received, decoded = record
     edge = EDGES[what]
     scheduler = row.scheduler_names[replica] if process == FRONT else process
     sender, receiver = (_host(stage, scheduler, row) for stage in edge.split(">"))

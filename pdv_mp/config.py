@@ -239,6 +239,35 @@ class SpeculationOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HandoffOptions(_Checked):
+    """How processes hand work to each other, and experiments on what that costs."""
+
+    wait: str = option(
+        "block",
+        help="how workers wait for messages; block: asleep in the kernel; spin: asking again and "
+        "again, which keeps a core busy; hybrid: asking for a millisecond, then asleep",
+        choices=("block", "spin", "hybrid"),
+    )
+    wait_interval_us: int = option(
+        10,
+        help="microseconds that spin and hybrid sleep before they ask again; 0 does not sleep",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    inject_delay: str = option(
+        "",
+        help="an experiment: messages of these edges arrive so many microseconds later, e.g. "
+        "'draft>verify=500,verify>draft=500'",
+        metavar="EDGE=MICROSECONDS,…",
+    )
+    exclusive_device: bool = option(
+        False,
+        help="an experiment: the workers of a CPU use all its cores, but only one step at a time "
+        "(as a GPU slices its time)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerOptions(_Checked):
     """Where clients connect, and what the server allows them."""
 
@@ -319,6 +348,7 @@ class EngineConfig:
     cache: CacheOptions = dataclasses.field(default_factory=CacheOptions)
     scheduling: SchedulingOptions = dataclasses.field(default_factory=SchedulingOptions)
     speculation: SpeculationOptions = dataclasses.field(default_factory=SpeculationOptions)
+    handoff: HandoffOptions = dataclasses.field(default_factory=HandoffOptions)
     server: ServerOptions = dataclasses.field(default_factory=ServerOptions)
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ what happened between them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdv_mp.trace import EDGES, Trace
+from pdv_mp.wire.engine import Tokens
 from pdv_mp.wire.frames import Stamps
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 
 PARTS = ("encode", "wire", "decode", "inbox", "batch", "publish")
 _ARRIVAL = PARTS[:3]
-_PICKUP = PARTS[3:5]
-_PUBLISH = PARTS[5:]
 
 BUCKETS_PER_OCTAVE = 16
 """A percentile is right to 2 ** (1 / 32), about 2 %."""
@@ -89,13 +89,14 @@ class Handoff:
         self.bytes = 0
         self.local = 0
         self.arrivals = Samples(_ARRIVAL)
-        self.pickups = Samples(_PICKUP)
-        self.publishes = Samples(_PUBLISH)
+        self.inboxes = Samples(("inbox",))
+        self.batches = Samples(("batch",))
+        self.publishes = Samples(("publish",))
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, and ``parts`` by name."""
         parts: dict[str, Any] = {}
-        for samples in (self.arrivals, self.pickups, self.publishes):
+        for samples in (self.arrivals, self.inboxes, self.batches, self.publishes):
             parts.update(samples.as_dict())
         return {
             "messages": self.messages,
@@ -139,9 +140,8 @@ class Handoffs:
         if order.encode_ns > self._last_order_ns.get(edge, 0):
             self._last_order_ns[edge] = order.encode_ns
             self._arrived(edge, order)
-        self._edges[edge].pickups.add(
-            batch.picked_ns - busy_ns - order.decoded_ns, batch.started_ns - batch.picked_ns
-        )
+        self._edges[edge].inboxes.add(batch.picked_ns - busy_ns - order.decoded_ns)
+        self._edges[edge].batches.add(batch.started_ns - batch.picked_ns)
 
     def _arrived(self, edge: str, stamps: Stamps, replica: int = 0) -> None:
         self._edges[edge].arrivals.add(
@@ -156,6 +156,14 @@ class Handoffs:
         """So many messages and bytes have been sent from this process since it started."""
         handoff = self._edges[edge]
         handoff.messages, handoff.bytes = messages, num_bytes
+
+    def delivered(self, message: Tokens, taken_ns: int) -> None:
+        """The front has dealt with the tokens of a message since ``taken_ns``."""
+        ended_ns = time.monotonic_ns()
+        self._edges["verify>front"].inboxes.add(taken_ns - message.stamps.decoded_ns)
+        if self.trace is not None:
+            stamps = (taken_ns, taken_ns, ended_ns)
+            self.trace.batch("text", stamps, len(message.requests), len(message.ids))
 
     # ------------------------------------------------------------------ stages of this process
 
@@ -174,7 +182,8 @@ class Handoffs:
         waiting = self._waiting.pop(stage, None)
         if waiting is not None:
             edge, since = waiting
-            self._edges[edge].pickups.add(picked_ns - since, started_ns - picked_ns)
+            self._edges[edge].inboxes.add(picked_ns - since)
+            self._edges[edge].batches.add(started_ns - picked_ns)
 
     def ended(self, stage: str, picked_ns: int, ended_ns: int) -> None:
         """Its results are known. What waited meanwhile for another stage did so because the worker

@@ -49,7 +49,7 @@ RECORD = np.dtype(
         ("first", "<i4"),
         ("second", "<i4"),
         ("third", "<i4"),
-        ("stamps", "<i8", 4),
+        *((f"stamp{number}", "<i8") for number in range(4)),
     ]
 )
 """A batch: ``what`` its stage, sequences, rows, decoding; picked, started, ended, 0. A message:

@@ -19,6 +19,7 @@ from pdv_mp.config import EngineConfig
 from pdv_mp.counters import Counters
 from pdv_mp.flight_record import FlightRecord
 from pdv_mp.handoffs import Handoffs
+from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps, LaneStates
 from pdv_mp.orders import prefill_order
 from pdv_mp.resources import Resources
@@ -74,9 +75,11 @@ class Worker:
         config: EngineConfig,
         record: FlightRecord | None = None,
         lanes: Mapping[str, Send] | None = None,
+        lock: Lock | None = None,
     ) -> None:
         self._config = config
         self._record = record
+        self._lock = lock or NoLock()
         self._lanes = dict(lanes or {})
         self._ready_lanes: set[str] = set()
         self.counters = Counters()
@@ -205,7 +208,7 @@ class Worker:
         sequences = self.scheduler.sequences(proposal.slots)
         for sequence in sequences:
             _DRAFT.ordered(sequence, message.order)
-            _DRAFT.computed(sequence, message.batch)
+            _DRAFT.computed(sequence, message.batch, message.busy_ns)
         _DRAFT.returned(sequences, message.stamps)
         enter_all(sequences, _VERIFY_INBOX, message.stamps.decoded_ns)
         self.handoffs.picked("verify>draft", message.order, message.batch)
@@ -219,17 +222,27 @@ class Worker:
     def step(self) -> bool:
         """Run the most urgent batch. False if nothing can be done before a message arrives."""
         self._admit()
-        if self.draft is not None and self.draft.inbox is not None:
-            self._run_draft()
-        elif self.verify.inbox and self._drafting is None:
-            self._run_verify()
-        elif self._has_prompts and (self._prefill_turn or not self.scheduler.has_cycle):
-            self._run_prefill()
-        elif self.scheduler.has_cycle and not self._in_flight:
-            return self._start_cycle()
-        else:
+        run = self._most_urgent()
+        if run is None:
             return False
-        return True
+        if not self._lock.exclusive:
+            return run()
+        asked = time.monotonic_ns()
+        with self._lock:
+            self._move_pending(_BUSY_OF, asked)
+            self._move_pending(_INBOX_OF, time.monotonic_ns())
+            return run()
+
+    def _most_urgent(self) -> Callable[[], bool] | None:
+        if self.draft is not None and self.draft.inbox is not None:
+            return self._run_draft
+        if self.verify.inbox and self._drafting is None:
+            return self._run_verify
+        if self._has_prompts and (self._prefill_turn or not self.scheduler.has_cycle):
+            return self._run_prefill
+        if self.scheduler.has_cycle and not self._in_flight:
+            return self._start_cycle
+        return None
 
     @property
     def _has_prompts(self) -> bool:
@@ -277,16 +290,16 @@ class Worker:
             return self.prefill is not None or self.scheduler.num_prefilling == 0
         return True
 
-    def _run_prefill(self) -> None:
+    def _run_prefill(self) -> bool:
         if self.prefill is None:
-            return
+            return True
         budget = self._scheduling.max_num_batched_tokens
         if self.scheduler.num_running:
             budget = max(1, int(budget * self._scheduling.prefill_priority))
         picked = time.monotonic_ns()
         batch = self.prefill.form(budget)
         if batch is None:
-            return
+            return True
         self._prefill_turn = False
         sequences = self.scheduler.sequences(batch.slots)
         started = self._begin("prefill", sequences, picked)
@@ -295,14 +308,15 @@ class Worker:
         self.scheduler.prefilled(result, ended)
         if len(result.slots):
             self.handoffs.handed("prefill>verify", time.monotonic_ns())
+        return True
 
-    def _run_draft(self) -> None:
+    def _run_draft(self) -> bool:
         if self.draft is None:
-            return
+            return True
         picked = time.monotonic_ns()
         order = self.draft.form()
         if order is None:
-            return
+            return True
         sequences = self.scheduler.sequences(order.slots)
         started = self._begin("draft", sequences, picked)
         proposal = self.draft.run(order)
@@ -312,12 +326,13 @@ class Worker:
         enter_all(sequences, _VERIFY_INBOX, now)
         self.handoffs.handed("draft>verify", now)
         self.handoffs.waits("draft>verify", now)
+        return True
 
-    def _run_verify(self) -> None:
+    def _run_verify(self) -> bool:
         picked = time.monotonic_ns()
         proposal = self.verify.form()
         if proposal is None:
-            return
+            return True
         sequences = self.scheduler.sequences(proposal.slots)
         started = self._begin("verify", sequences, picked)
         verdict = self.verify.run(proposal)
@@ -331,6 +346,7 @@ class Worker:
             self.handoffs.waits("verify>draft", now)
         if self._config.server.check_invariants:
             self.scheduler.check()
+        return True
 
     # ------------------------------------------------------------------ stamps
 

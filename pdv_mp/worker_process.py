@@ -14,7 +14,10 @@ import zmq
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.flight_record import FlightRecord, record_path, take_record
+from pdv_mp.lanes.device_lock import device_lock
 from pdv_mp.lanes.edge import LaneEdge
+from pdv_mp.lanes.injected_delay import HeldFrames, delay_of, parse_delays, receive_frame
+from pdv_mp.lanes.waiting import Waiting
 from pdv_mp.resources import attach_resources, build_resources
 from pdv_mp.threads import set_threads
 from pdv_mp.topology import topology_of
@@ -39,7 +42,9 @@ class FrontEdge:
         run_dir: Path,
         generation: int,
         replica: int,
+        held: HeldFrames | None = None,
     ) -> None:
+        self._held = held
         self.socket = context.socket(zmq.PAIR)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
@@ -54,14 +59,18 @@ class FrontEdge:
     def receive(self) -> wire.EngineMessage | None:
         """The next message that has arrived, or None. Raises WireError for a damaged one."""
         while True:
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            frame = receive_frame(self.socket, self._held)
+            if frame is None:
                 return None
             message, generation = wire.decode(frame, time.monotonic_ns())
             if generation == self._generation:
                 return message
             logger.warning("dropped a message of generation %d", generation)
+
+    @property
+    def due_ns(self) -> int | None:
+        """When a frame that is held back will be due (monotonic), None if none is."""
+        return None if self._held is None else self._held.due_ns
 
     def close(self) -> None:
         """Close the socket; what has not been sent is dropped."""
@@ -92,24 +101,37 @@ def run_worker(
     generation = generations[name]
     record = FlightRecord(record_path(run_dir, name, generation), resources.num_slots)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    delays = parse_delays(config.handoff.inject_delay)
     lanes = {
-        stage: LaneEdge(context, run_dir, lane, generations[lane], bind=True)
+        stage: LaneEdge(
+            context,
+            run_dir,
+            lane,
+            generations[lane],
+            bind=True,
+            held=delay_of(delays, f"{stage}>verify"),
+        )
         for stage, lane in topology.lanes(replica).items()
     }
-    worker = Worker(resources, config, record, {stage: edge.send for stage, edge in lanes.items()})
+    lock = device_lock(config, run_dir)
+    send = {stage: edge.send for stage, edge in lanes.items()}
+    worker = Worker(resources, config, record, send, lock)
     trace = open_trace(config, run_dir, name, generation)
     if trace is not None:
         worker.trace_to(trace)
-    edge = FrontEdge(context, run_dir, generation, replica)
+    edge = FrontEdge(context, run_dir, generation, replica, delay_of(delays, "front>verify"))
+    waiting = Waiting(config.handoff)
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
         edge.send(wire.EngineReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
-        process = WorkerProcess(worker, edge, lanes, control, record, run_dir, generations)
+        process = WorkerProcess(worker, edge, lanes, control, record, run_dir, generations, waiting)
         for order in early:
             process.obey(order)
         process.serve()
     finally:
+        waiting.close()
+        lock.close()
         edge.close()
         for lane in lanes.values():
             lane.close()
@@ -131,6 +153,7 @@ class WorkerProcess:
         record: FlightRecord,
         run_dir: Path,
         generations: Mapping[str, int],
+        waiting: Waiting,
     ) -> None:
         self._worker = worker
         self._front = front
@@ -139,10 +162,10 @@ class WorkerProcess:
         self._record = record
         self._run_dir = run_dir
         self._generations = dict(generations)
-        self._poller = zmq.Poller()
+        self._waiting = waiting
         sockets = [front.socket, control.socket]
         for polled in (*sockets, *(lane.socket for lane in lanes.values())):
-            self._poller.register(polled, zmq.POLLIN)
+            waiting.register(polled)
 
     def serve(self) -> None:
         """Messages first, then a batch, then what it emitted; until the supervisor says stop."""
@@ -166,7 +189,11 @@ class WorkerProcess:
             if not busy:
                 worker.handoffs.paused()
                 self._record.leave()
-                self._poller.poll()
+                self._waiting.wait(self._due_ns())
+
+    def _due_ns(self) -> int | None:
+        due = [self._front.due_ns, *(lane.due_ns for lane in self._lanes.values())]
+        return min(filter(None, due), default=None)
 
     def obey(self, order: control_wire.SupervisorMessage) -> None:
         """Do what the supervisor says, Stop excepted."""
@@ -180,11 +207,11 @@ class WorkerProcess:
                 continue
             while (result := lane.receive()) is not None:
                 self._worker.take(stage, result)
-            self._poller.unregister(lane.socket)
+            self._waiting.unregister(lane.socket)
             path = record_path(self._run_dir, lane.lane, self._generations[lane.lane])
             self._generations[lane.lane] = order.generation
             lane.reopen(order.generation)
-            self._poller.register(lane.socket, zmq.POLLIN)
+            self._waiting.register(lane.socket)
             self._worker.lane_died(stage, take_record(path))
 
     def _handle(self, message: wire.EngineMessage) -> None:

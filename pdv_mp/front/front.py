@@ -27,7 +27,9 @@ from pdv_mp.front.replicas import Replica
 from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
-from pdv_mp.topology import topology_of
+from pdv_mp.handoffs import Handoffs
+from pdv_mp.topology import FRONT, topology_of
+from pdv_mp.trace import open_trace
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as engine_wire
@@ -142,7 +144,8 @@ class Front:
             replicas,
         )
         self._clients = self._service.clients
-        self._reporter = Reporter(config, replicas, self._instance, model)
+        self._handoffs = Handoffs()
+        self._reporter = Reporter(config, replicas, self._instance, model, self._handoffs)
         self._inquiries = Inquiries(replicas, self._answer_info)
         self._endpoints: list[str] = []
         self._owes_drained = False
@@ -151,6 +154,7 @@ class Front:
 
     def listen(self, run_dir: Path) -> None:
         """Bind the clients' socket and tell the supervisor where. Raises ConfigError."""
+        self._handoffs.trace = open_trace(self._config, run_dir, FRONT, 0)
         server = self._config.server
         router = self._clients.socket
         try:
@@ -268,8 +272,11 @@ class Front:
                 self._take(replica, message)
 
     def _take(self, replica: Replica, message: engine_wire.EngineMessage) -> None:
+        self._handoffs.received("verify>front", message.stamps, replica.number)
         if isinstance(message, engine_wire.Tokens):
+            taken_ns = time.monotonic_ns()
             self._service.tokens(replica, message)
+            self._handoffs.delivered(message, taken_ns)
         elif isinstance(message, engine_wire.PromptLogprobs):
             self._service.prompt_logprobs(replica, message)
         elif isinstance(message, engine_wire.InfoReply):

@@ -18,6 +18,8 @@ from pdv_mp.front.outbox import Connection
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
+from pdv_mp.handoffs import Handoffs
+from pdv_mp.handoffs import report as handoff_report
 from pdv_mp.topology import topology_of
 
 _ALIKE = ("block_size",)
@@ -28,7 +30,12 @@ class Reporter:
     """Builds ``welcome`` and ``info`` from the facts of the start-up and the present counters."""
 
     def __init__(
-        self, config: EngineConfig, replicas: Sequence[Replica], instance: str, limits: ModelFacts
+        self,
+        config: EngineConfig,
+        replicas: Sequence[Replica],
+        instance: str,
+        limits: ModelFacts,
+        handoffs: Handoffs,
     ) -> None:
         self._config = config
         self._replicas = replicas
@@ -36,6 +43,7 @@ class Reporter:
         self._roster = Roster(topology_of(config), replicas)
         self._instance = instance
         self._limits = limits
+        self._handoffs = handoffs
 
     def died(self, name: str) -> None:
         """The process ``name`` died and is being started again."""
@@ -78,6 +86,7 @@ class Reporter:
         for answer in found.values():
             self._roster.seen(answer.get("processes", {}))
         engines = merged([found[number] for number in sorted(found)])
+        handoffs = merged([engines.pop("handoffs", {}), self._handoffs.as_dict()])
         processes = self._roster.processes
         counters = {
             **engines.pop("counters", {}),
@@ -106,6 +115,7 @@ class Reporter:
                 for replica in self._replicas
             ],
             "away": self._roster.away,
+            "handoffs": handoff_report(handoffs),
             **engines,
             "processes": {"front": os.getpid(), **processes},
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 import zmq
 
 from pdv_mp.binding import bind_ipc
+from pdv_mp.lanes.injected_delay import HeldFrames, receive_frame
 from pdv_mp.wire import stages as wire
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,11 @@ class LaneEdge:
         generation: int,
         *,
         bind: bool,
+        held: HeldFrames | None = None,
     ) -> None:
+        """``held``: what holds back frames that have arrived, where a delay is injected."""
         self.lane = lane
+        self._held = held
         self.messages_sent = 0
         self.bytes_sent = 0
         self._context = context
@@ -71,14 +75,18 @@ class LaneEdge:
     def receive(self) -> wire.StageMessage | None:
         """The next message that has arrived, or None. Raises WireError for a damaged one."""
         while True:
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            frame = receive_frame(self.socket, self._held)
+            if frame is None:
                 return None
             message, generation = wire.decode(frame, time.monotonic_ns())
             if generation == self._generation:
                 return message
             logger.warning("dropped a message of generation %d from %s", generation, self.lane)
+
+    @property
+    def due_ns(self) -> int | None:
+        """When a frame that is held back will be due (monotonic), None if none is."""
+        return None if self._held is None else self._held.due_ns
 
     def close(self) -> None:
         """Close the socket; what has not been sent is dropped."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.prefill import PrefillStage
@@ -34,8 +35,11 @@ class Lane(Protocol):
 class PrefillLane:
     """Prompts in chunks of at most ``max_tokens``, first come first served."""
 
-    def __init__(self, stage: PrefillStage, max_tokens: int, num_slots: int) -> None:
+    def __init__(
+        self, stage: PrefillStage, max_tokens: int, num_slots: int, lock: Lock | None = None
+    ) -> None:
         self._stage = stage
+        self._lock = lock or NoLock()
         self._max_tokens = max_tokens
         self._orders = np.zeros((num_slots, 4), np.int64)
         self._waiting_since = np.zeros(num_slots, np.int64)
@@ -59,7 +63,16 @@ class PrefillLane:
         raise WireError(f"a prefill lane cannot handle a {type(message).__name__} message")
 
     def step(self, before: BeforeBatch) -> wire.PrefillResult | None:
+        if not self._stage.inbox:
+            return None
+        asked = time.monotonic_ns()
+        with self._lock:
+            return self._step(before, asked)
+
+    def _step(self, before: BeforeBatch, asked: int) -> wire.PrefillResult | None:
         picked = time.monotonic_ns()
+        if self._lock.exclusive:
+            self._busy_ns += picked - asked
         batch = self._stage.form(self._max_tokens)
         if batch is None:
             return None
@@ -82,8 +95,9 @@ class PrefillLane:
 class DraftLane:
     """One order at a time; the scheduler sends the next when it has judged the proposal."""
 
-    def __init__(self, stage: DraftStage) -> None:
+    def __init__(self, stage: DraftStage, lock: Lock | None = None) -> None:
         self._stage = stage
+        self._lock = lock or NoLock()
         self._order = Stamps()
 
     def take(self, message: wire.StageMessage) -> list[wire.StageMessage]:
@@ -94,6 +108,13 @@ class DraftLane:
         return []
 
     def step(self, before: BeforeBatch) -> wire.DraftResult | None:
+        if self._stage.inbox is None:
+            return None
+        asked = time.monotonic_ns()
+        with self._lock:
+            return self._step(before, asked)
+
+    def _step(self, before: BeforeBatch, asked: int) -> wire.DraftResult | None:
         picked = time.monotonic_ns()
         order = self._stage.form()
         if order is None:
@@ -106,4 +127,5 @@ class DraftLane:
             proposal=proposal,
             batch=BatchStamps(picked, started, time.monotonic_ns()),
             order=self._order,
+            busy_ns=picked - asked if self._lock.exclusive else 0,
         )

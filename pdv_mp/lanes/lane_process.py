@@ -12,8 +12,11 @@ import zmq
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.flight_record import FlightRecord, record_path
+from pdv_mp.lanes.device_lock import Lock, device_lock
 from pdv_mp.lanes.edge import LaneEdge
+from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
+from pdv_mp.lanes.waiting import Waiting
 from pdv_mp.resources import Resources, attach_resources
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
@@ -39,17 +42,23 @@ def run_lane(
     resources = attach_resources(config, run_dir, name, control, _unexpected)
     if resources is None:
         return
-    lane = _make_lane(config, name, resources)
+    lock = device_lock(config, run_dir)
+    lane = _make_lane(config, name, resources, lock)
     record = FlightRecord(record_path(run_dir, name, generations[name]), resources.num_slots)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    edge = LaneEdge(context, run_dir, name, generations[name], bind=False)
+    (stage,) = topology_of(config).place(name)[0].stages
+    held = delay_of(parse_delays(config.handoff.inject_delay), f"verify>{stage}")
+    edge = LaneEdge(context, run_dir, name, generations[name], bind=False, held=held)
+    waiting = Waiting(config.handoff)
     try:
         facts = {"fingerprint": config.fingerprint, "pid": os.getpid()}
         edge.send(wire.LaneReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
-        _serve(lane, edge, control, record)
+        _serve(lane, edge, control, record, waiting)
     finally:
+        waiting.close()
         edge.close()
+        lock.close()
         context.term()
         record.close()
 
@@ -58,23 +67,25 @@ def _unexpected(order: control_wire.SupervisorMessage) -> None:
     raise control_wire.ControlError(f"a lane cannot obey a {type(order).__name__} message")
 
 
-def _make_lane(config: EngineConfig, name: str, resources: Resources) -> Lane:
+def _make_lane(config: EngineConfig, name: str, resources: Resources, lock: Lock) -> Lane:
     worker, _ = topology_of(config).place(name)
     if worker.stages == ("prefill",):
         stage = PrefillStage(
             resources.target, resources.draft, resources.num_slots, resources.max_model_len
         )
-        return PrefillLane(stage, config.scheduling.max_num_batched_tokens, resources.num_slots)
+        chunk = config.scheduling.max_num_batched_tokens
+        return PrefillLane(stage, chunk, resources.num_slots, lock)
     if worker.stages == ("draft",) and resources.draft is not None:
         rule = acceptance_rule(config.speculation.acceptance)
-        return DraftLane(DraftStage(resources.draft, rule, resources.num_slots))
+        return DraftLane(DraftStage(resources.draft, rule, resources.num_slots), lock)
     raise RuntimeError(f"{name} hosts {worker.stages}, which no lane can")
 
 
-def _serve(lane: Lane, edge: LaneEdge, control: ControlClient, record: FlightRecord) -> None:
-    poller = zmq.Poller()
-    poller.register(edge.socket, zmq.POLLIN)
-    poller.register(control.socket, zmq.POLLIN)
+def _serve(
+    lane: Lane, edge: LaneEdge, control: ControlClient, record: FlightRecord, waiting: Waiting
+) -> None:
+    waiting.register(edge.socket)
+    waiting.register(control.socket)
     while True:
         while (order := control.receive()) is not None:
             if isinstance(order, control_wire.Stop):
@@ -85,6 +96,6 @@ def _serve(lane: Lane, edge: LaneEdge, control: ControlClient, record: FlightRec
         result = lane.step(record.enter)
         if result is None:
             record.leave()
-            poller.poll()
+            waiting.wait(edge.due_ns)
         else:
             edge.send(result, time.monotonic_ns())

@@ -257,13 +257,15 @@ class DraftWork:
 
 @dataclass(slots=True, kw_only=True)
 class DraftResult:
-    """Draft lane to scheduler: the proposal of a cycle. ``order``: the stamps of its order."""
+    """Draft lane to scheduler: the proposal of a cycle. ``order``: the stamps of its order.
+    ``busy_ns``: how long the lane waited for a device that others were using."""
 
     kind: ClassVar[int] = 38
     cycle: int
     proposal: Proposal
     batch: BatchStamps
     order: Stamps
+    busy_ns: int = 0
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], _Columns]:
@@ -273,12 +275,13 @@ class DraftResult:
             *proposal.ids.shape,
             [batch.picked_ns, batch.started_ns, batch.ended_ns],
             [order.encode_ns, order.sent_ns, order.received_ns, order.decoded_ns],
+            self.busy_ns,
         ]
         return fields, _int32(proposal.slots, proposal.base, proposal.lengths, proposal.ids)
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftResult:
-        cycle, entries, width, batch, order = fields
+        cycle, entries, width, batch, order, busy_ns = fields
         proposal = Proposal(
             slots=_slots(columns, entries),
             base=_slots(columns, entries),
@@ -290,6 +293,7 @@ class DraftResult:
             proposal=proposal,
             batch=BatchStamps(*batch),
             order=Stamps(*order),
+            busy_ns=busy_ns,
             stamps=stamps,
         )
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
+import numpy as np
 import pytest
 import zmq
 from front.front_harness import MAX_MODEL_LEN, Entry, FakeClient, FrontUnderTest
 
+from pdv_mp.front.journal import Journal, Request
+from pdv_mp.front.outbox import Connection
+from pdv_mp.front.replicas import Replica
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.topology import ROWS
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
@@ -268,6 +274,49 @@ def test_a_late_message_of_the_dead_is_not_mixed_up_with_the_new(front: FrontUnd
     front.engines[1].emit(Entry(key, [10], finish=Finish.LENGTH))
     client.expect("tokens", ids=[10], seq=1)
     client.expect("done", id="a")
+
+
+def test_what_was_to_be_closed_at_the_dead_is_not_closed_at_the_new() -> None:
+    class Edge:
+        lost = False
+        sent: ClassVar[list[Any]] = []
+
+        def send(self, message: Any) -> None:
+            self.sent.append(message)
+
+    replica = Replica(0, "worker-0", Edge())  # type: ignore[arg-type]
+    replica.started({"credits": 3})
+    journal = Journal([replica])
+    requests = [new_request(journal) for _ in range(3)]
+    assert [journal.admit() for _ in requests] == [(replica, request) for request in requests]
+    journal.end(requests[0])
+    replica.park(requests[1])
+    were_there, condemned = journal.restart(replica, (), 9)
+    assert (were_there, condemned) == (requests[1:], [])
+    assert (replica.num_open, journal.num_waiting) == (0, 2)
+    assert journal.admit() is None  # it is not back
+    replica.started({"credits": 3})
+    assert [journal.admit() for _ in "ab"] == [(replica, request) for request in requests[1:]]
+    replica.send_closes()
+    assert Edge.sent == []
+    assert not requests[1].parking
+
+
+def new_request(journal: Journal) -> Request:
+    request = Request(
+        key=journal.new_key(),
+        connection=Connection(b"", 1, 1),
+        id="",
+        prompt_ids=np.array(PROMPT, np.int32),
+        params=SamplingParams(),
+        stream=True,
+        wants_timeline=False,
+        output=None,  # type: ignore[arg-type] - nothing is delivered
+        timeline=Timeline(state_index("front.queue"), 0),
+        arrived_ns=0,
+    )
+    journal.add(request)
+    return request
 
 
 def test_a_cancel_of_a_carried_request_goes_to_its_new_replica(front: FrontUnderTest) -> None:

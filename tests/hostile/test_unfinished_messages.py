@@ -16,10 +16,10 @@ from server_process import ServerProcess
 LIMIT = 4 * 2**20
 """The server's max_message_bytes."""
 
-ROUNDS = 6
-ROUND_BYTES = 100 * 2**20
-MOST_GROWTH = 250 * 2**20
-"""Less than half of what is sent."""
+ROUNDS = 12
+ROUND_BYTES = 50 * 2**20
+MOST_GROWTH = 300 * 2**20
+"""What one round may take, not all: small frames need several times their size."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ PARTS = {"large": zmtp.frame(bytes(10**6), more=True), "small": SHORT + b"\x01\x
 def test_a_message_without_an_end_ends_its_connection(server: Attacked, part: bytes) -> None:
     """The good client is served all the time, and others on connections that came later."""
     before = server.growth()["front"]
-    chunk = part * (10**6 // len(part))
+    chunk = part * max(1, 10**6 // len(part))
     for number in range(ROUNDS):
         with zmtp.handshake(server.server.endpoint) as plain:
             if number % 2:  # one that has said something sensible before
@@ -74,23 +74,23 @@ def test_the_largest_legal_frame_may_take_its_time(server: Attacked) -> None:
         number = connection_number(plain)
         for start in range(0, len(frame), 2**20):
             plain.sendall(frame[start : start + 2**20])
-            server.check_served(count=16)
+            server.check_served(count=200)
         assert msgpack.unpackb(zmtp.receive(plain))["code"] == "too_large"
         assert connection_number(plain) == number
 
 
 def test_many_large_messages_at_once_are_all_answered(server: Attacked) -> None:
-    count = 60
-    large = zmtp.frame(packed("nonsense", x="x" * (LIMIT - 100)))
+    """Each takes the server a while, and libzmq has read many more than it allows of one."""
+    count = 20
+    large = zmtp.frame(packed("generate", id="a", prompt_ids=[1] * (LIMIT - 100)))
     with zmtp.handshake(server.server.endpoint) as plain:
         number = connection_number(plain)
         sender = threading.Thread(target=lambda: [plain.sendall(large) for _ in range(count)])
         sender.start()
         try:
             for _ in range(count):
-                assert msgpack.unpackb(zmtp.receive(plain))["code"] == "bad_request"
+                assert msgpack.unpackb(zmtp.receive(plain))["code"] == "too_large"
         finally:
-            plain.shutdown(socket.SHUT_WR) if sender.is_alive() else None
             sender.join()
         assert connection_number(plain) == number
 

@@ -107,3 +107,36 @@ def test_a_hung_worker_is_replaced_only_when_it_is_gone(lost: list[tuple[str, st
     draft.alive = False
     recovery.act()
     assert processes.started == ["draft-0"]
+
+
+def restarting(processes: StandIns, lost: list[tuple[str, str]]) -> tuple[Recovery, StandIn]:
+    """The prefill worker has died and is starting again."""
+    recovery = recovery_of(processes, lost)
+    processes["prefill-0"].alive = False
+    recovery.died(processes["prefill-0"], "prefill-0 died", "")  # type: ignore[arg-type]
+    recovery.act()
+    return recovery, processes["prefill-0"]
+
+
+def test_one_that_cannot_start_again_is_judged_at_its_end(lost: list[tuple[str, str]]) -> None:
+    recovery, prefill = restarting(StandIns(), lost)
+    recovery.failed(prefill, "no disk")  # type: ignore[arg-type]
+    assert not lost
+    prefill.alive = False
+    recovery.died(prefill, "prefill-0 exited", "")  # type: ignore[arg-type]
+    assert lost == [("prefill-0", "prefill-0 could not start again: no disk")]
+
+
+def test_a_failure_because_of_another_death_is_none(lost: list[tuple[str, str]]) -> None:
+    processes = StandIns()
+    recovery, prefill = restarting(processes, lost)
+    recovery.failed(prefill, "the pools are gone")  # type: ignore[arg-type]
+    processes["pools"].alive = False
+    recovery.died(processes["pools"], "pools died", "")  # type: ignore[arg-type]
+    assert recovery.expects_end_of(prefill)  # type: ignore[arg-type]
+    for child in processes:
+        child.alive = child.name == "front"
+    recovery.act()
+    assert not lost
+    assert processes.generations["prefill-0"] == 2
+    assert sorted(processes.started[1:]) == sorted(PDV.process_names[1:])

@@ -34,6 +34,10 @@ def current_pids(server: ServerProcess) -> dict[str, int]:
     return dict(ready["pids"])
 
 
+def answer(client: Client) -> list[int]:
+    return list(client.generate("def add(", FIXED, stream=False).ids)
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -68,16 +72,16 @@ def test_a_table_is_served_as_it_says(tiny_pair: TinyPair, tmp_path: Path) -> No
             ),
         )
         with Client(server.ipc) as client:
-            wanted = client.generate("def add(", FIXED).ids
+            wanted = answer(client)
             os.kill(first["first-0"], signal.SIGKILL)
             until(lambda: current_pids(server)["first-0"] != first["first-0"])
             second = current_pids(server)
             assert {name for name in first if first[name] != second[name]} == {"first-0"}
-            assert client.generate("def add(", FIXED).ids == wanted
+            assert answer(client) == wanted
             os.kill(second["second-0"], signal.SIGSTOP)
             os.kill(second["second-0"], signal.SIGKILL)
             until(lambda: current_pids(server)["second-0"] != second["second-0"])
-            assert client.generate("def add(", FIXED).ids == wanted
+            assert answer(client) == wanted
             until(lambda: current_pids(server)["first-0"] != second["first-0"])
         assert server.stop().code == 0
 
@@ -87,9 +91,9 @@ def test_a_stopped_worker_is_noticed_within_the_timeout(
 ) -> None:
     server = start_server("--lane-timeout", "4")
     with Client(server.ipc) as client:
-        wanted = client.generate("def add(", FIXED).ids
+        wanted = answer(client)
         os.kill(server.pids["worker-0"], signal.SIGSTOP)
-        assert client.generate("def add(", FIXED).ids == wanted
+        assert answer(client) == wanted
     done = server.stop()
     assert done.code == 0
     assert any("worker-0 did not answer for 4 s and was killed; it" in m for m in done.messages)

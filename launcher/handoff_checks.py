@@ -1,0 +1,28 @@
+"""Which ways of handing work over a topology allows."""
+
+from __future__ import annotations
+
+from pdv_mp.config import ConfigError, EngineConfig
+from pdv_mp.lanes.injected_delay import parse_delays
+from pdv_mp.topology import Topology
+
+
+def check_handoff(config: EngineConfig, row: Topology) -> None:
+    """Raises ConfigError for an option that the topology makes impossible or meaningless."""
+    delays = parse_delays(config.handoff.inject_delay)
+    lanes = row.lanes(0)
+    for edge in delays:
+        ends = set(edge.split(">")) - {"verify", "front"}
+        if not ends <= set(lanes):
+            raise ConfigError(
+                f"--inject-delay: topology {row.name!r} has no messages from "
+                f"{edge.replace('>', ' to ')}"
+            )
+    device = config.model.device
+    if config.handoff.exclusive_device and device.startswith("cuda"):
+        raise ConfigError("--exclusive-device is for a CPU; a GPU slices its time by itself")
+    if config.speculation.acceptance == "rejection" and "draft" in lanes:
+        raise ConfigError(
+            "--acceptance rejection needs the draft's probabilities where the verifier is; "
+            f"topology {row.name!r} drafts in another process: use unified, pd or baseline"
+        )
