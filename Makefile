@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz docs-check lint type models quick prefix slow-reader acceptance clean
+.PHONY: help install demo test test-slow fuzz docs-check lint type models quick prefix slow-reader acceptance handoff clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ slow-reader: install ## time per token of clients beside one that does not read
 
 acceptance: install ## count the draft tokens that both acceptance rules keep
 	$(RUN) -m bench.acceptance --page docs/acceptance.md
+
+handoff: install ## what handing work between processes costs, in every topology
+	$(RUN) -m bench.handoff
 
 clean: ## remove the virtual environment, caches and built packages
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

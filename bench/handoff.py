@@ -354,7 +354,7 @@ def main(
         bench = Bench(clients, requests, tokens)
         bench.run(held_out_prompts(prompt_length), concurrency, rounds)
     traces = {name: read_trace(path) for name, path in files.items()}
-    cells = dict(sorted(bench.cells.items(), key=lambda item: item[0][1]))
+    cells = {(name, c): bench.cells[name, c] for c in concurrency for name in topologies}
     tables = {"edges": edge_rows(cells), "topologies": topology_rows(cells)}
     print(topology_table(tables["topologies"]))
     print(f"\nµs, p50 / p99; p50 within 2 %:\n\n{edge_table(tables['edges'])}")

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pdv_mp.topology_rows import STAGES
+
 COLOURS = {
     "prefill": "#1b4f72",
     "draft": "#2e86c1",
@@ -36,7 +38,8 @@ def draw(rows: Sequence[dict[str, Any]], states: Sequence[str], path: Path) -> N
         bottoms = [0.0] * len(chosen)
         for state in states:
             heights = [row[f"{state}_us_per_token"] / 1000 for row in chosen]
-            panel.bar(names, heights, 0.7, bottoms, color=COLOURS[state], label=state)
+            label = f"{state} compute" if state in STAGES else state
+            panel.bar(names, heights, 0.7, bottoms, color=COLOURS[state], label=label)
             bottoms = [low + high for low, high in zip(bottoms, heights, strict=True)]
         requests = "request" if concurrency == 1 else "requests"
         panel.set_title(f"{concurrency} {requests} at a time")

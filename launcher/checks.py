@@ -24,7 +24,7 @@ from pdv_mp.model.implementation import read_model
 from pdv_mp.model.loading import check_pair, resolve_model
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.token_file import read_token, token_path
-from pdv_mp.topology import Topology, topology_of
+from pdv_mp.topology import Topology, check_kv_handoff, topology_of
 
 NO_DRAFT = "none"
 
@@ -39,6 +39,7 @@ def prepare(config: EngineConfig) -> EngineConfig:
     and ``table`` set. Raises ConfigError or ModelError, one sentence each.
     """
     row = topology_of(config)
+    check_kv_handoff(config, row)
     server = _checked_server(config.server)
     model = _resolve(config.model)
     model = dataclasses.replace(model, device=common_device(row, model.device))
@@ -180,6 +181,8 @@ def _check_kv_budget(config: EngineConfig, shapes: Sequence[ModelShape], longest
     block = config.cache.block_size
     tokens = -(-min(longest, SMALLEST_REQUEST) // block) * block
     needed = tokens * sum(shape.kv_bytes_per_token(dtype) for shape in shapes)
+    if config.cache.kv_handoff != "pool":
+        needed *= 2  # the prefill worker and the next one have memory of their own
     if budget < needed:
         raise ConfigError(
             f"--kv-cache-memory {budget} is too small: a request of {tokens} tokens needs "

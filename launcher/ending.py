@@ -15,7 +15,7 @@ from launcher.phases import (
     Timeouts,
 )
 from launcher.processes import Processes
-from pdv_mp.topology_rows import FRONT
+from pdv_mp.topology_rows import FRONT, POOLS
 from pdv_mp.wire.control import Abort, Drain, Lost, Stop
 
 
@@ -96,7 +96,8 @@ class Ending:
             self._say(f"requests are still open after {seconds}; aborting them")
             self._abort()
         elif self.phase is Phase.STOPPING:
-            late = [child.name for child in self._processes if child.alive]
+            alive = [child.name for child in self._processes if child.alive]
+            late = [name for name in alive if name != POOLS] or alive
             self.kill_rest()
             if self._outcome is None and not self._early:
                 self._outcome = (EXIT_RUNTIME, f"{', '.join(late)} did not stop and was killed")
@@ -135,8 +136,16 @@ class Ending:
         hurried = self._early or self._outcome is not None
         self.enter(Phase.STOPPING, self._timeouts.failed_stop if hurried else self._timeouts.stop)
         for child in self._processes:
-            if child.alive:
+            if child.alive and child.name != POOLS:
                 self._processes.send(child, Stop())
+        self.child_ended()
+
+    def child_ended(self) -> None:
+        """Tells the owner of shared memory to leave when nobody is left who may have mapped it: on
+        a GPU what still computes with freed memory fails."""
+        alive = [child for child in self._processes if child.alive]
+        if self.phase is Phase.STOPPING and [child.name for child in alive] == [POOLS]:
+            self._processes.send(alive[0], Stop())
 
     def kill_rest(self) -> None:
         """Kills what is still alive and waits, within bounds, until it is gone."""

@@ -33,7 +33,7 @@ from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
 from pdv_mp.process import CONFIG_FILE, READY_FILE
-from pdv_mp.topology import FRONT, POOLS, row_named, topology_of
+from pdv_mp.topology import FRONT, POOLS, topology, topology_of
 
 
 class LaunchCommand(click.Command):
@@ -119,7 +119,7 @@ def _checked_launch(
 def _described(config: EngineConfig, name: str) -> str:
     from launcher.checks import with_threads
 
-    row = row_named(name or config.topology) if name or config.table is None else config.table
+    row = topology(name) if name else topology_of(config)
     return draw(with_threads(row, config.model.threads))
 
 

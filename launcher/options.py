@@ -267,7 +267,17 @@ def merge(
             sources[name] = str(config_file)
         else:
             values[name], sources[name] = setting.default, "default"
-    return Values(values, sources, tuple(_unknown_environment(environment)))
+    warnings = (*_unknown_environment(environment), *_without_effect(values, sources))
+    return Values(values, sources, warnings)
+
+
+def _without_effect(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
+    asked = values["enable_prefix_caching"] and sources["enable_prefix_caching"] != "default"
+    if asked and values["kv_handoff"] != "pool":
+        yield (
+            f"--enable-prefix-caching has no effect with --kv-handoff {values['kv_handoff']}: the "
+            "prefill worker cannot reach the KV that would be kept"
+        )
 
 
 def _unknown_environment(environment: Mapping[str, str]) -> Iterator[str]:

@@ -276,6 +276,7 @@ class Supervisor:
         if self._ending.phase is Phase.STOPPING:
             if child.exit_status != 0 and not child.killed:
                 self._ending.fail(EXIT_RUNTIME, f"{what} when told to stop")
+            self._ending.child_ended()
         elif self._recovery.expects_end_of(child):
             if not child.killed:
                 self._say(f"{what}, too{ending}")

@@ -23,6 +23,7 @@ from pdv_mp.wire.frames import WireError
 class Attachment:
     """Buffers of the pools process, mapped here, by name; ``num_blocks``: of each replica."""
 
+    pools_pid: int
     num_blocks: int
     memfds: dict[str, SharedBuffer]
     device_memory: dict[str, CudaBuffer]
@@ -118,6 +119,7 @@ def _map(offer: wire.Offer, buffers: Collection[str], device: torch.device) -> A
     if missing:
         raise WireError(f"the pools have no {', '.join(sorted(missing))}")
     attachment = Attachment(
+        offer.pid,
         offer.num_blocks,
         {name: _map_memfd(offer.pid, part) for name, part in memfds.items()},
         _map_device_memory(offer, device_memory, device) if device_memory else {},

@@ -171,7 +171,17 @@ class CacheOptions(_Checked):
         choices=("auto", "contiguous", "paged"),
     )
     enable_prefix_caching: bool = option(
-        True, help="keep the KV of past texts and compute no common beginning twice"
+        True,
+        help="keep the KV of past texts and compute no common beginning twice; off with "
+        "--kv-handoff copy and handle, where the prefill worker cannot reach what is kept",
+    )
+    kv_handoff: str = option(
+        "pool",
+        help="how the KV of a prompt comes from the prefill worker to the others; pool: all map "
+        "the same memory and nothing moves; copy: each has memory of its own, and KV is copied "
+        "through the messages; handle: likewise, but KV is put into memory of the request's own, "
+        "which the receiver opens, copies and closes",
+        choices=("pool", "copy", "handle"),
     )
 
 
@@ -203,6 +213,14 @@ class SchedulingOptions(_Checked):
         help="prefill's share of a cycle's token budget while requests are decoding",
         minimum=0.01,
         maximum=1.0,
+    )
+    streams: int = option(
+        1,
+        help="priorities among the streams of a GPU; 2: workers that draft or verify compute on "
+        "one that goes before those of workers that only prefill, as far as the GPU runs them at "
+        "the same time (under MPS)",
+        minimum=1,
+        maximum=2,
     )
     max_open_requests: int = option(
         1024,
@@ -253,6 +271,13 @@ class HandoffOptions(_Checked):
         help="microseconds that spin and hybrid sleep before they ask again; 0 does not sleep",
         minimum=0,
         maximum=1_000_000,
+    )
+    groups: int = option(
+        1,
+        help="groups into which the batch is divided; with 2, one is drafted while the other is "
+        "verified, and each reads the weights for itself",
+        minimum=1,
+        maximum=2,
     )
     inject_delay: str = option(
         "",

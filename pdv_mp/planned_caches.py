@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from pdv_mp.attachment import Attachment
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.resource_plan import (
@@ -69,9 +71,46 @@ def shared_cache(
     )
 
 
+def lane_cache(
+    plan: ResourcePlan, model: PlannedModel, num_blocks: int, table: torch.Tensor | None, held: bool
+) -> KVCache:
+    """The cache of a model in memory of a worker's own, whose blocks are numbered as in all others.
+
+    ``table``: the block table that all of them map, None in the contiguous layout. Not ``held``:
+    only the account of its blocks is kept here, and it takes no memory.
+    """
+    if table is None:
+        return private_cache(plan, model, num_blocks)
+    nbytes = plan.paged(model, num_blocks).pool_bytes
+    device = plan.device if held else torch.device("meta")
+    return PagedKVCache(
+        model.config,
+        num_blocks,
+        plan.block_size,
+        plan.num_slots,
+        plan.max_model_len,
+        plan.dtype,
+        plan.device,
+        pool=torch.zeros(nbytes, dtype=torch.uint8, device=device),
+        table=table,
+    )
+
+
+def attached_cache(
+    plan: ResourcePlan, model: PlannedModel, attachment: Attachment, replica: int, held: bool
+) -> KVCache:
+    """The cache of a model in a worker of a replica; ``held`` as in :func:`lane_cache`."""
+    if not plan.private_caches:
+        return shared_cache(plan, model, attachment, replica)
+    table = None
+    if plan.layout == "paged":
+        table = attachment.tensor(table_name(model.role, replica))
+    return lane_cache(plan, model, attachment.num_blocks, table, held)
+
+
 def kv_names(plan: ResourcePlan, model: PlannedModel, replica: int, schedules: bool) -> set[str]:
     """Names of the buffers with a model's KV that a worker of a replica maps."""
-    names = {kv_name(model.role, replica)}
+    names = set() if plan.private_caches else {kv_name(model.role, replica)}
     if plan.layout == "paged":
         names.add(table_name(model.role, replica))
     elif schedules and plan.prefix_caching:

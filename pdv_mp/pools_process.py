@@ -20,6 +20,7 @@ import zmq
 from pdv_mp.binding import bind_ipc
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.device import use_device
 from pdv_mp.memory.cuda_ipc import CudaBuffer, CudaRuntime, check_allocator, gpu_uuid
 from pdv_mp.memory.shared import SharedBuffer
 from pdv_mp.resource_plan import BufferPlan, PlannedModel, kv_budget, make_plan
@@ -80,6 +81,7 @@ class SharedPools:
             words = 1 + len(self._workers)
             memory = CudaBuffer.create(self._runtime, buffer.nbytes, words, self.plan.device)
             memory.words()[0] = self._magic
+            torch.cuda.synchronize(self.plan.device)
             self._device_memory[buffer.name] = memory
             return
         self._memfds[buffer.name] = SharedBuffer.create(buffer.nbytes, f"pdv_mp-{buffer.name}")
@@ -155,6 +157,7 @@ def run_pools(config: EngineConfig, run_dir: Path, control: ControlClient) -> No
     try:
         router.setsockopt(zmq.LINGER, 0)
         bind_ipc(router, run_dir / wire.POOLS_SOCKET)
+        use_device(config, POOLS)
         pools = SharedPools(config, control.progress)
         try:
             control.send(Ready(name=POOLS, facts=pools.facts(config)))

@@ -35,6 +35,13 @@ TARGET = "target"
 DRAFT = "draft"
 """Role of the draft model."""
 
+POOL = "pool"
+"""The ``--kv-handoff`` under which all workers map the same KV."""
+
+PRIVATE_COPIES = 2
+"""How many workers have memory for the KV of a model where it is private: the one that computes
+prompts, and the one that goes on."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
@@ -59,7 +66,8 @@ class BufferPlan:
 class ResourcePlan:
     """The models of a server, the verifier first, and the layout of their weights and KV.
 
-    ``layout``: ``contiguous`` or ``paged``. ``num_slots``: of one replica. ``vocab_size``: ids that
+    ``layout``: ``contiguous`` or ``paged``. ``num_slots``: of one replica. ``kv_handoff``:
+    ``pool``, ``copy`` or ``handle``. ``vocab_size``: ids that
     both models know. A checkpoint may pad its vocabulary beyond that; such ids have no text and the
     other model could not read them, so they are cut off.
     """
@@ -73,6 +81,12 @@ class ResourcePlan:
     block_size: int
     layout: str
     prefix_caching: bool
+    kv_handoff: str = POOL
+
+    @property
+    def private_caches(self) -> bool:
+        """Whether each worker has KV memory of its own."""
+        return self.kv_handoff != POOL
 
     @property
     def vocab_size(self) -> int:
@@ -100,12 +114,14 @@ class ResourcePlan:
         Raises ConfigError when that is not even one.
         """
         replicas = self.topology.replicas
-        num_blocks = budget_bytes // replicas // self.block_bytes
+        copies = PRIVATE_COPIES if self.private_caches else 1
+        num_blocks = budget_bytes // replicas // copies // self.block_bytes
         if not self.prefix_caching:
             longest = blocks_for(self.max_model_len, self.block_size)
             num_blocks = min(num_blocks, self.num_slots * longest)
         if num_blocks < 1:
             share = f" for each of {replicas} replicas" if replicas > 1 else ""
+            share += f", {copies} times" if copies > 1 else ""
             raise ConfigError(
                 f"--kv-cache-memory is too small: one block of {self.block_size} tokens takes "
                 f"{self.block_bytes} bytes{share}"
@@ -153,7 +169,8 @@ class ResourcePlan:
         return BufferPlan(weights_name(model.role), nbytes)
 
     def kv_buffers(self, num_blocks: int) -> Iterator[BufferPlan]:
-        """The KV of all models, for each replica of its own."""
+        """The KV of all models, for each replica of its own; of caches that are private, only the
+        block tables."""
         for replica in range(self.topology.replicas):
             for model in self.models:
                 yield from self._kv_buffers(model, replica, num_blocks)
@@ -163,8 +180,11 @@ class ResourcePlan:
     ) -> Iterator[BufferPlan]:
         if self.layout == "paged":
             paged = self.paged(model, num_blocks)
-            yield BufferPlan(kv_name(model.role, replica), paged.pool_bytes)
+            if not self.private_caches:
+                yield BufferPlan(kv_name(model.role, replica), paged.pool_bytes)
             yield BufferPlan(table_name(model.role, replica), paged.table_bytes, on_device=False)
+            return
+        if self.private_caches:
             return
         runs = self.contiguous(model, num_blocks)
         yield BufferPlan(kv_name(model.role, replica), runs.runs_bytes)
@@ -223,7 +243,8 @@ def make_plan(config: EngineConfig) -> ResourcePlan:
         max_model_len=max_model_len,
         block_size=config.cache.block_size,
         layout=layout,
-        prefix_caching=config.cache.enable_prefix_caching,
+        prefix_caching=config.cache.enable_prefix_caching and config.cache.kv_handoff == POOL,
+        kv_handoff=config.cache.kv_handoff,
     )
 
 
@@ -252,7 +273,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name}: this machine has no usable CUDA device")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name!r} is not supported; use auto, cpu or cuda:N")
-    return device
+    # With an index it equals the device of the tensors on it.
+    return torch.device("cuda:0") if name == "cuda" else device
 
 
 def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtype:

@@ -23,7 +23,7 @@ from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
 from pdv_mp.model.transformers_config import TransformersConfig
 from pdv_mp.model.weights import Manifest, Weights
-from pdv_mp.planned_caches import kv_names, private_cache, shared_cache
+from pdv_mp.planned_caches import attached_cache, kv_names, private_cache
 from pdv_mp.pools import Pools
 from pdv_mp.resource_plan import (
     DRAFT,
@@ -66,13 +66,15 @@ class Resources:
     """All that the stages of one process share.
 
     ``runners`` and ``caches`` by role: what this process computes with, and whose KV it can reach.
-    A process with a scheduler has the caches of both models, whatever it computes.
+    A process with a scheduler has the caches of both models, whatever it computes. ``pools_pid``:
+    the process that the memory comes from, None if it is this one.
     """
 
     plan: ResourcePlan
     num_blocks: int
     runners: Mapping[str, ModelRunner]
     caches: Mapping[str, KVCache]
+    pools_pid: int | None = None
 
     @property
     def target(self) -> ModelRunner:
@@ -180,9 +182,12 @@ def attach_resources(
     if attachment is None:
         return None
     transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
-    caches = {model.role: shared_cache(plan, model, attachment, replica) for model in reached}
+    caches = {
+        model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
+        for model in reached
+    }
     runners = _runners(plan, transformers, caches)
-    return Resources(plan, attachment.num_blocks, runners, caches)
+    return Resources(plan, attachment.num_blocks, runners, caches, attachment.pools_pid)
 
 
 def load_into(

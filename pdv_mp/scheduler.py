@@ -66,11 +66,13 @@ class Scheduler:
         prefix_caching: bool,
         prefill_backlog: int,
         lanes: Collection[str] = (),
+        groups: int = 1,
     ) -> None:
         """``prefill_backlog``: admit while fewer prompt tokens than this are to be computed.
 
         ``lanes``: stages in other processes. Work for one is in its inbox when its message has
-        arrived there, not when it is ordered.
+        arrived there, not when it is ordered. ``groups``: into so many the batch is divided, each
+        with cycles of its own.
         """
         self._table = table
         self._pools = pools
@@ -81,6 +83,7 @@ class Scheduler:
         self._prefill_is_here = "prefill" not in lanes
         self._draft_is_here = "draft" not in lanes
         self._cycle = 0
+        self._groups = groups
         self._counters = counters
         self._by_slot: list[Sequence | None] = [None] * table.num_slots
         self._by_request: dict[int, Sequence] = {}
@@ -125,8 +128,19 @@ class Scheduler:
 
     @property
     def has_cycle(self) -> bool:
-        """Whether :meth:`start_cycle` would give work."""
+        """Whether requests are decoding, or could."""
         return bool(self._running or self._ready)
+
+    def has_cycle_of(self, group: int) -> bool:
+        """Whether :meth:`start_cycle` would give work to a group."""
+        return bool(self._members(group)) or (bool(self._ready) and self._is_smallest(group))
+
+    def _members(self, group: int) -> list[int]:
+        return [slot for slot in self._running if self._table.group[slot] == group]
+
+    def _is_smallest(self, group: int) -> bool:
+        counts = np.bincount(self._table.group[self._running], minlength=self._groups)
+        return bool(counts[group] == counts.min())
 
     def sequences(self, slots: Slots) -> list[Sequence]:
         """The sequences that own these slots."""
@@ -352,19 +366,22 @@ class Scheduler:
 
     # ------------------------------------------------------------------ the decode cycle
 
-    def start_cycle(self, now: int, drafting: bool = True) -> Cycle:
-        """Fill the batch from ``ready`` and hand all of it to the draft and verify stages.
+    def start_cycle(self, now: int, drafting: bool = True, group: int = 0) -> Cycle:
+        """Fill the batch of a group from ``ready`` and hand all of it to the draft and verify
+        stages.
 
         ``drafting``: whether there is a draft stage at present. A sequence may draft at most what
         it can still emit besides the verifier's own token. Those that have no room for it wait for
         a prefill to end, or are pre-empted.
         """
-        while self._ready and len(self._running) < self._scheduling.max_num_seqs:
+        limit = self._scheduling.max_num_seqs
+        while self._ready and len(self._running) < limit and self._is_smallest(group):
             sequence = self._ready.popleft()
             sequence.phase = Phase.RUNNING
+            self._table.group[sequence.slot] = group
             self._running.append(sequence.slot)
         table = self._table
-        slots = np.array(sorted(self._running), np.int64)
+        slots = np.array(sorted(self._members(group)), np.int64)
         base = table.committed[slots]
         room = table.max_len[slots] - base - 1
         draft_length = self._draft_length if drafting else 0
@@ -374,6 +391,7 @@ class Scheduler:
             slots, base, lengths = slots[granted], base[granted], lengths[granted]
             if len(slots) == 0:
                 return Cycle(None, None)
+        table.in_flight[slots] = True
         drafts = lengths > 0
         order = plain = None
         if drafts.any():
@@ -394,12 +412,13 @@ class Scheduler:
         short = np.flatnonzero(wanted > self._table.room[slots]).tolist()
         short.sort(key=lambda index: self._age(int(slots[index])))
         stalled = set()
+        table = self._table
         for index in short:
             sequence = self._by_slot[slots[index]]
             while sequence is not None and not self._kv.grow(sequence.slot, int(wanted[index])):
                 youngest = max(filter(None, self._by_slot), key=lambda item: item.age)
-                if youngest.phase is Phase.PREFILLING:
-                    # Its stage has it; what it holds can be taken when it is handed back.
+                if youngest.phase is Phase.PREFILLING or table.in_flight[youngest.slot]:
+                    # A stage has it; what it holds can be taken when it is handed back.
                     sequence.timeline.enter(_BATCH_QUEUE, now)
                     stalled.add(index)
                     break
@@ -441,6 +460,7 @@ class Scheduler:
         What survives waits for the next cycle from ``now`` on.
         """
         proposal = verdict.proposal
+        self._table.in_flight[proposal.slots] = False
         width = proposal.ids.shape[1]
         # The last draft token was never fed, so after a full acceptance the draft's cache lacks it.
         drafted = np.flatnonzero(proposal.lengths)

@@ -81,6 +81,8 @@ class SequenceTable:
     ``reports`` marks a slot whose timeline goes to the front with every token.
     ``logprobs``, ``prompt_logprobs``: alternatives to report beside each token, -1 for no report.
     ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
+    ``group``: which of the groups that take turns it belongs to. ``in_flight``: its cycle has
+    begun and its verdict is still to come.
     ``known_to_draft``: the draft stage has been told the slot's sampling parameters.
     """
 
@@ -99,6 +101,8 @@ class SequenceTable:
         self.reports = np.zeros(num_slots, np.bool_)
         self.closing = np.zeros(num_slots, np.bool_)
         self.known_to_draft = np.zeros(num_slots, np.bool_)
+        self.group = np.zeros(num_slots, np.int64)
+        self.in_flight = np.zeros(num_slots, np.bool_)
         self.logprobs = np.full(num_slots, -1, np.int64)
         self.prompt_logprobs = np.full(num_slots, -1, np.int64)
         self.stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)
@@ -126,6 +130,7 @@ class SequenceTable:
         self.reports[slot] = sequence.report_timeline
         self.closing[slot] = False
         self.known_to_draft[slot] = False
+        self.in_flight[slot] = False
         self.logprobs[slot] = sequence.logprobs
         self.prompt_logprobs[slot] = sequence.prompt_logprobs
         self.stop_ids[slot] = -1

@@ -18,11 +18,10 @@ __all__ = [
     "POOLS",
     "ROWS",
     "STAGES",
-    "TOPOLOGIES",
     "TOPOLOGY_NAMES",
     "Topology",
     "Worker",
-    "row_named",
+    "check_kv_handoff",
     "scheduling_of",
     "topology",
     "topology_of",
@@ -44,36 +43,19 @@ ROWS: dict[str, Topology] = {
 }
 """All rows; the legacy ones have the batch limits of the engines that pd and pdv come from."""
 
-TOPOLOGIES: dict[str, Topology] = ROWS
-"""The rows that can be served."""
-
 TOPOLOGY_NAMES: tuple[str, ...] = (*ROWS, "auto")
-"""The names of all rows, those that cannot be served yet included."""
+"""The names of all rows, and of what is to come."""
 
 
 def topology(name: str) -> Topology:
     """The row of that name. Raises ConfigError for one that is unknown or not built yet."""
-    if name in TOPOLOGIES:
-        return TOPOLOGIES[name]
-    if name in TOPOLOGY_NAMES:
-        built = " or ".join(repr(row) for row in TOPOLOGIES)
-        raise ConfigError(f"topology {name!r} is not built yet; use {built}")
-    raise _unknown(name)
-
-
-def row_named(name: str) -> Topology:
-    """The row of that name, if it can be served or not. Raises ConfigError if there is none."""
     if name in ROWS:
         return ROWS[name]
     if name in TOPOLOGY_NAMES:
-        raise ConfigError(f"topology {name!r} is not built yet and has no row")
-    raise _unknown(name)
-
-
-def _unknown(name: str) -> ConfigError:
+        raise ConfigError(f"topology {name!r} is not built yet; use one of {', '.join(ROWS)}")
     close = difflib.get_close_matches(name, TOPOLOGY_NAMES, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return ConfigError(f"topology {name!r} is not one of {', '.join(TOPOLOGY_NAMES)}{hint}")
+    raise ConfigError(f"topology {name!r} is not one of {', '.join(TOPOLOGY_NAMES)}{hint}")
 
 
 def topology_of(config: EngineConfig) -> Topology:
@@ -82,6 +64,15 @@ def topology_of(config: EngineConfig) -> Topology:
     Raises ConfigError as :func:`topology` does.
     """
     return topology(config.topology) if config.table is None else config.table
+
+
+def check_kv_handoff(config: EngineConfig, row: Topology) -> None:
+    """Raises ConfigError if KV is to be handed on in a row that has nobody to do so."""
+    if config.cache.kv_handoff != "pool" and "prefill" not in row.lanes(0):
+        raise ConfigError(
+            f"--kv-handoff {config.cache.kv_handoff} is for topologies with a prefill worker (pd, "
+            f"pdv); in {row.name!r} the worker that verifies computes prompts itself"
+        )
 
 
 def scheduling_of(config: EngineConfig) -> SchedulingOptions:

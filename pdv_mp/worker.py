@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,11 +61,44 @@ Send = Callable[[wire.StageMessage], object]
 """Hands a message to a lane; it does not block."""
 
 
+@dataclass(slots=True, eq=False)
+class Group:
+    """Requests whose cycles run in lockstep: drafted together, then verified together.
+
+    ``owed``: the order whose proposal a draft lane owes. ``parts``: proposals of the cycle that are
+    here.
+    """
+
+    index: int
+    owed: DraftOrder | None = None
+    parts: list[Proposal] = field(default_factory=list)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a cycle has been started and its verdict is still to come."""
+        return self.owed is not None or bool(self.parts)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that the cycle verifies is here."""
+        return self.owed is None and bool(self.parts)
+
+    def is_owed(self, cycle: int) -> bool:
+        """Whether it waits for the proposal of this cycle."""
+        return self.owed is not None and self.owed.cycle == cycle
+
+    def take(self) -> list[Proposal]:
+        """What is to be verified now."""
+        parts, self.parts = self.parts, []
+        return parts
+
+
 class Worker:
     """A scheduler, the verify stage, and whichever other stages share its process.
 
     A cycle is: at most one prefill chunk, if that stage is here, then the drafts of the whole
-    batch, then one verification of the whole batch.
+    batch, then one verification of the whole batch. With ``--groups 2`` the batch is divided, and
+    one half may be drafted in a lane while the other is verified here.
 
     ``lanes``: by stage, how to reach the processes that host the others. A lane takes no work
     before it has said that it is ready: until then prompts wait, and the verifier decodes alone.
@@ -108,10 +143,10 @@ class Worker:
             prefix_caching=config.cache.enable_prefix_caching,
             prefill_backlog=chunk if self.prefill is not None else PREFILL_AHEAD * chunk,
             lanes=self._lanes,
+            groups=config.handoff.groups,
         )
         self._prefill_turn = True
-        self._drafting: DraftOrder | None = None
-        """The order whose proposal a draft lane owes us."""
+        self._groups = [Group(index) for index in range(config.handoff.groups)]
 
     def trace_to(self, trace: Trace) -> None:
         """Trace batches and messages from now on."""
@@ -127,7 +162,7 @@ class Worker:
             if sequence is None:
                 continue
             if sequence.phase is not Phase.PREFILLING:
-                if not self._in_flight:
+                if not self.table.in_flight[sequence.slot]:
                     self.scheduler.end_now(sequence, Finish.ABORT)
             elif self.prefill is None:
                 withdrawn.append(sequence.slot)
@@ -172,11 +207,13 @@ class Worker:
             self.scheduler.requeue_prefilling(now)
             return
         self.table.known_to_draft[:] = False
-        if self._drafting is not None:
-            order, self._drafting = self._drafting, None
+        for group in self._groups:
+            if group.owed is None:
+                continue
+            order, group.owed = group.owed, None
             nothing = np.zeros((len(order.slots), 0), np.int64)
             lengths = np.zeros_like(order.lengths)
-            self.verify.put(Proposal(order.slots, order.base, lengths, nothing))
+            group.parts.append(Proposal(order.slots, order.base, lengths, nothing))
             enter_all(self.scheduler.sequences(order.slots), _VERIFY_INBOX, now)
 
     def _prefilled_by_lane(self, message: wire.PrefillResult) -> None:
@@ -200,10 +237,11 @@ class Worker:
         self.scheduler.prefilled(result, message.stamps.decoded_ns)
 
     def _drafted_by_lane(self, message: wire.DraftResult) -> None:
-        if self._drafting is None or message.cycle != self._drafting.cycle:
+        group = next((group for group in self._groups if group.is_owed(message.cycle)), None)
+        if group is None:
             self.counters.stale_proposals += len(message.proposal.slots)
             return
-        self._drafting = None
+        group.owed = None
         proposal = message.proposal
         sequences = self.scheduler.sequences(proposal.slots)
         for sequence in sequences:
@@ -215,7 +253,7 @@ class Worker:
         self.handoffs.returned("draft>verify", message.stamps, message.batch.ended_ns)
         self.handoffs.waits("draft>verify", message.stamps.decoded_ns)
         self._note("draft", message.batch, len(sequences), int(proposal.lengths.sum()))
-        self.verify.put(proposal)
+        group.parts.append(proposal)
 
     # ------------------------------------------------------------------ the loop
 
@@ -234,14 +272,14 @@ class Worker:
             return run()
 
     def _most_urgent(self) -> Callable[[], bool] | None:
-        if self.draft is not None and self.draft.inbox is not None:
-            return self._run_draft
-        if self.verify.inbox and self._drafting is None:
-            return self._run_verify
+        complete = next((group for group in self._groups if group.is_complete), None)
+        if complete is not None:
+            return partial(self._run_verify, complete)
         if self._has_prompts and (self._prefill_turn or not self.scheduler.has_cycle):
             return self._run_prefill
-        if self.scheduler.has_cycle and not self._in_flight:
-            return self._start_cycle
+        for group in self._groups:
+            if not group.is_busy and self.scheduler.has_cycle_of(group.index):
+                return partial(self._start_cycle, group)
         return None
 
     @property
@@ -251,8 +289,7 @@ class Worker:
     @property
     def _in_flight(self) -> bool:
         """Whether a cycle has been started and its verdict is still to come."""
-        drafts_wait = self.draft is not None and self.draft.inbox is not None
-        return bool(self.verify.inbox) or drafts_wait or self._drafting is not None
+        return any(group.is_busy for group in self._groups)
 
     def _admit(self) -> None:
         if self.prefill is None and "prefill" not in self._ready_lanes:
@@ -270,24 +307,28 @@ class Worker:
         else:
             self._lanes["prefill"](wire.PrefillWork(order=order))
 
-    def _start_cycle(self) -> bool:
+    def _start_cycle(self, group: Group) -> bool:
         drafting = self.draft is not None or "draft" in self._ready_lanes
-        cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting)
+        cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
+        # The group that starts goes behind the others, so that they start in turn.
+        self._groups.remove(group)
+        self._groups.append(group)
         self._prefill_turn = True
         if cycle.plain is not None:
-            self.verify.put(cycle.plain)
+            group.parts.append(cycle.plain)
         if cycle.drafts is not None and self.draft is not None:
             self.draft.put(cycle.drafts)
-            self._run_draft()
+            self._run_draft(group)
         elif cycle.drafts is not None:
-            self._drafting = cycle.drafts
+            group.owed = cycle.drafts
             self.handoffs.follows("verify>draft", time.monotonic_ns())
             self._lanes["draft"](wire.DraftWork(order=cycle.drafts))
         elif cycle.plain is not None:
-            self._run_verify()
+            self._run_verify(group)
         else:
-            # All wait for room that prompts in the prefill stage hold, or have been pre-empted.
-            return self.prefill is not None or self.scheduler.num_prefilling == 0
+            # All wait for room that others in some stage hold, or have been pre-empted.
+            waiting_for_lanes = self.prefill is None and self.scheduler.num_prefilling > 0
+            return not waiting_for_lanes and not self._in_flight
         return True
 
     def _run_prefill(self) -> bool:
@@ -310,26 +351,28 @@ class Worker:
             self.handoffs.handed("prefill>verify", time.monotonic_ns())
         return True
 
-    def _run_draft(self) -> bool:
+    def _run_draft(self, group: Group) -> None:
         if self.draft is None:
-            return True
+            return
         picked = time.monotonic_ns()
         order = self.draft.form()
         if order is None:
-            return True
+            return
         sequences = self.scheduler.sequences(order.slots)
         started = self._begin("draft", sequences, picked)
         proposal = self.draft.run(order)
         self._end("draft", sequences, picked, started, int(order.lengths.sum()))
-        self.verify.put(proposal)
+        group.parts.append(proposal)
         now = time.monotonic_ns()
         enter_all(sequences, _VERIFY_INBOX, now)
         self.handoffs.handed("draft>verify", now)
         self.handoffs.waits("draft>verify", now)
-        return True
 
-    def _run_verify(self) -> bool:
+    def _run_verify(self, group: Group) -> bool:
         picked = time.monotonic_ns()
+        for part in group.take():
+            self.table.in_flight[part.slots] = False  # of those dropped as stale, too
+            self.verify.put(part)
         proposal = self.verify.form()
         if proposal is None:
             return True

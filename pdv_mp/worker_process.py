@@ -13,6 +13,7 @@ import zmq
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.device import use_device
 from pdv_mp.flight_record import FlightRecord, record_path, take_record
 from pdv_mp.lanes.device_lock import device_lock
 from pdv_mp.lanes.edge import LaneEdge
@@ -89,6 +90,7 @@ def run_worker(
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
     set_threads(config, name)
+    use_device(config, name)
     topology = topology_of(config)
     _, replica = topology.place(name)
     early: list[control_wire.SupervisorMessage] = []
@@ -216,7 +218,8 @@ class WorkerProcess:
 
     def _handle(self, message: wire.EngineMessage) -> None:
         worker = self._worker
-        worker.handoffs.received("front>verify", message.stamps)
+        if isinstance(message, (wire.Open, wire.Close)):
+            worker.handoffs.received("front>verify", message.stamps)
         if isinstance(message, wire.Open):
             self._record.enter((message.request,))
             worker.scheduler.submit(message)

@@ -272,9 +272,9 @@ class Front:
                 self._take(replica, message)
 
     def _take(self, replica: Replica, message: engine_wire.EngineMessage) -> None:
-        self._handoffs.received("verify>front", message.stamps, replica.number)
         if isinstance(message, engine_wire.Tokens):
             taken_ns = time.monotonic_ns()
+            self._handoffs.received("verify>front", message.stamps, replica.number)
             self._service.tokens(replica, message)
             self._handoffs.delivered(message, taken_ns)
         elif isinstance(message, engine_wire.PromptLogprobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -93,22 +94,22 @@ class PrefillLane:
 
 
 class DraftLane:
-    """One order at a time; the scheduler sends the next when it has judged the proposal."""
+    """Orders one after the other; each group of requests has at most one here."""
 
     def __init__(self, stage: DraftStage, lock: Lock | None = None) -> None:
         self._stage = stage
         self._lock = lock or NoLock()
-        self._order = Stamps()
+        self._orders: deque[Stamps] = deque()
 
     def take(self, message: wire.StageMessage) -> list[wire.StageMessage]:
         if not isinstance(message, wire.DraftWork):
             raise WireError(f"a draft lane cannot handle a {type(message).__name__} message")
         self._stage.put(message.order)
-        self._order = message.stamps
+        self._orders.append(message.stamps)
         return []
 
     def step(self, before: BeforeBatch) -> wire.DraftResult | None:
-        if self._stage.inbox is None:
+        if not self._stage.inbox:
             return None
         asked = time.monotonic_ns()
         with self._lock:
@@ -126,6 +127,6 @@ class DraftLane:
             cycle=order.cycle,
             proposal=proposal,
             batch=BatchStamps(picked, started, time.monotonic_ns()),
-            order=self._order,
+            order=self._orders.popleft(),
             busy_ns=picked - asked if self._lock.exclusive else 0,
         )

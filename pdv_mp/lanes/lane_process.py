@@ -11,6 +11,7 @@ import zmq
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.device import use_device
 from pdv_mp.flight_record import FlightRecord, record_path
 from pdv_mp.lanes.device_lock import Lock, device_lock
 from pdv_mp.lanes.edge import LaneEdge
@@ -39,6 +40,7 @@ def run_lane(
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
     set_threads(config, name)
+    use_device(config, name)
     resources = attach_resources(config, run_dir, name, control, _unexpected)
     if resources is None:
         return

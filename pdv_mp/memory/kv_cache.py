@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -142,6 +143,39 @@ class KVCache(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget everything, also what another process has left; nobody may be using the cache."""
+
+    def rows_shape(self, tokens: int) -> tuple[int, int, int, int, int]:
+        """[layers, tokens, 2, heads, head_dim]: the form in which both kinds of cache hand out the
+        rows of a sequence, so that one can take over what another one has."""
+        return (self._num_layers, tokens, 2, self._num_kv_heads, self._head_dim)
+
+    def rows_bytes(self, tokens: int) -> int:
+        """Bytes of the rows of so many tokens."""
+        return math.prod(self.rows_shape(tokens)) * self.dtype.itemsize
+
+    @abstractmethod
+    def export_rows(self, slot: int, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Copy a slot's rows from position ``start`` on into ``out``, which is returned.
+
+        ``out``: contiguous, of :meth:`rows_shape` and on the cache's device. Raises ValueError for
+        rows that the slot does not have.
+        """
+
+    @abstractmethod
+    def import_rows(self, slot: int, start: int, rows: torch.Tensor) -> None:
+        """Write rows of the form of :meth:`export_rows` to a slot from position ``start`` on; they
+        may lie on another device. Raises ValueError for rows that the slot has no room for."""
+
+    def _check_rows(self, slot: int, start: int, rows: torch.Tensor) -> int:
+        """The position after the last row."""
+        end = start + rows.shape[1]
+        if tuple(rows.shape) != self.rows_shape(rows.shape[1]):
+            raise ValueError(f"rows of shape {tuple(rows.shape)} are not of this cache")
+        if not 0 <= slot < self.num_slots:
+            raise ValueError(f"slot {slot} of {self.num_slots} does not exist")
+        if not 0 <= start < end <= self.max_model_len:
+            raise ValueError(f"rows {start} to {end} lie beyond max_model_len {self.max_model_len}")
+        return end
 
     @abstractmethod
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
@@ -290,6 +324,14 @@ class ContiguousKVCache(KVCache):
         else:
             plan.write_views[layer].copy_(rows)
 
+    def export_rows(self, slot: int, start: int, out: torch.Tensor) -> torch.Tensor:
+        end = self._check_rows(slot, start, out)
+        return out.copy_(self._rows[:, slot, start:end])
+
+    def import_rows(self, slot: int, start: int, rows: torch.Tensor) -> None:
+        end = self._check_rows(slot, start, rows)
+        self._rows[:, slot, start:end] = rows
+
     def discard(self, slot: int) -> None:
         """Give the memory of a slot back to the system; its contents are gone."""
         if not 0 <= slot < self.num_slots:
@@ -399,17 +441,39 @@ class PagedKVCache(KVCache):
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
         self._rows[layer].index_copy_(0, plan.write_index[0], kv)
 
-    def _destination(
-        self, batch: ForwardBatch
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
-        blocks = self.block_table[batch.row_slots, batch.row_positions // self.block_size]
+    def export_rows(self, slot: int, start: int, out: torch.Tensor) -> torch.Tensor:
+        places = self._row_range(slot, start, out)
+        for rows, part in zip(self._rows, out.flatten(2).unbind(0), strict=True):
+            torch.index_select(rows, 0, places, out=part)
+        return out
+
+    def import_rows(self, slot: int, start: int, rows: torch.Tensor) -> None:
+        places = self._row_range(slot, start, rows)
+        parts = rows.to(self.device).flatten(2).unbind(0)
+        for into, part in zip(self._rows, parts, strict=True):
+            into.index_copy_(0, places, part)
+
+    def _row_range(self, slot: int, start: int, rows: torch.Tensor) -> torch.Tensor:
+        """Where the rows of a slot from ``start`` on lie."""
+        positions = np.arange(start, self._check_rows(slot, start, rows))
+        return self._row_places(np.full_like(positions, slot), positions)
+
+    def _row_places(
+        self, row_slots: NDArray[np.int64], row_positions: NDArray[np.int64]
+    ) -> torch.Tensor:
+        blocks = self.block_table[row_slots, row_positions // self.block_size]
         if int(blocks.max()) == self.dummy_block:
             row = int(np.argmax(blocks))
             raise ValueError(
-                f"slot {batch.row_slots[row]} has no block for position {batch.row_positions[row]}"
+                f"slot {row_slots[row]} has no block for position {row_positions[row]}"
             )
-        rows = blocks.astype(np.int64) * self.block_size + batch.row_positions % self.block_size
-        return (to_device(rows, self.device),), None
+        rows = blocks.astype(np.int64) * self.block_size + row_positions % self.block_size
+        return to_device(rows, self.device)
+
+    def _destination(
+        self, batch: ForwardBatch
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+        return (self._row_places(batch.row_slots, batch.row_positions),), None
 
     def _source(self, slots: NDArray[np.int64], context: int) -> tuple[torch.Tensor, ...]:
         blocks = self.block_table[slots, : blocks_for(context, self.block_size)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
 from pdv_mp.model.batch import ForwardBatch
@@ -23,18 +25,15 @@ class DraftStage:
         self._draft = draft
         self._rule = rule
         self._sampling = SamplingTable(num_slots)
-        self.inbox: DraftOrder | None = None
+        self.inbox: deque[DraftOrder] = deque()
 
     def put(self, order: DraftOrder) -> None:
         """Take over the slots of an order until their proposal is returned."""
-        if self.inbox is not None:
-            raise RuntimeError("a draft order arrived before the last one was run")
-        self.inbox = order
+        self.inbox.append(order)
 
     def form(self) -> DraftOrder | None:
         """The order to run next."""
-        order, self.inbox = self.inbox, None
-        return order
+        return self.inbox.popleft() if self.inbox else None
 
     def run(self, order: DraftOrder) -> Proposal:
         """``max(lengths)`` forwards of the draft.

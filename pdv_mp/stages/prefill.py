@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pdv_mp.columns import ragged_range
+from pdv_mp.device import finish
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner
 from pdv_mp.speculation.sampling import SamplingTable, sample
@@ -144,6 +145,8 @@ class PrefillStage:
         )
         done = batch.slots[batch.finishes]
         if len(done) == 0:
+            # Whoever learns of this may give the blocks to another process.
+            finish(self._target.device)
             return Prefilled(done, done, batch.slots, batch.lengths, None, prompt_logprobs)
         for _ in range(len(done)):
             self.inbox.popleft()

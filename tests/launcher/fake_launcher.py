@@ -21,7 +21,8 @@ from launcher.restarts import RestartPolicy
 from launcher.run_directory import RunDirectory
 from launcher.signals import SignalFlags
 from launcher.supervisor import WATCHED_SIGNALS, ReadyReport, Supervisor
-from pdv_mp.topology import Topology, row_named
+from pdv_mp.topology import Topology
+from pdv_mp.topology import topology as named
 
 CHILD = Path(__file__).with_name("fake_child.py")
 
@@ -30,7 +31,7 @@ def main(plan: dict) -> int:
     run_directory = RunDirectory()
     path = str(run_directory.path)
     row = plan.get("topology", "unified")
-    topology = row_named(row) if isinstance(row, str) else Topology.from_dict(row)
+    topology = named(row) if isinstance(row, str) else Topology.from_dict(row)
 
     def on_ready(report: ReadyReport) -> None:
         ready = {"pids": dict(report.pids), "facts": dict(report.facts), "run_dir": path}

@@ -317,5 +317,6 @@ def test_unknown_environment_variable_is_a_warning(tiny_pair: TinyPair) -> None:
     assert done.messages == [
         "warning: environment variable PDV_PROT is not an option and is ignored; "
         "did you mean PDV_PORT?",
-        "topology 'auto' is not built yet; use 'unified'",
+        "topology 'auto' is not built yet; use one of unified, baseline, pd, pdv, pd-legacy, "
+        "pdv-legacy",
     ]

@@ -35,7 +35,7 @@ def current_pids(server: ServerProcess) -> dict[str, int]:
 
 
 def answer(client: Client) -> list[int]:
-    return list(client.generate("def add(", FIXED, stream=False).ids)
+    return list(client.complete("def add(", FIXED).ids)
 
 
 def until(condition: Callable[[], bool]) -> None:

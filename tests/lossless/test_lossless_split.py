@@ -17,6 +17,11 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "pd": (("prefill",), {"num_speculative_tokens": 3}),
     "pdv": (("prefill", "draft"), {"num_speculative_tokens": 4}),
     "pdv-paged": (("prefill", "draft"), {"num_speculative_tokens": 2, "kv_layout": "paged"}),
+    "pdv, two groups": (("prefill", "draft"), {"num_speculative_tokens": 3, "groups": 2}),
+    "two groups, tight memory": (
+        ("draft",),
+        {"num_speculative_tokens": 4, "kv_cache_memory": 200 * 384, "block_size": 4, "groups": 2},
+    ),
     "draft apart": (("draft",), {"num_speculative_tokens": 5}),
     "pdv, tight memory": (
         ("prefill", "draft"),

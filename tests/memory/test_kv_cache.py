@@ -218,3 +218,52 @@ def test_impossible_sizes_are_refused() -> None:
         ContiguousKVCache(CONFIG, 0, 16, torch.float32, 16)
     with pytest.raises(ValueError, match="num_blocks must be positive"):
         PagedKVCache(CONFIG, 0, 4, 2, 16, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("into", ["contiguous", "paged"])
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_rows_go_from_one_cache_to_another(kind: str, into: str) -> None:
+    source, target = make(kind), make(into)
+    generator = torch.Generator().manual_seed(1)
+    written = torch.randn(CONFIG.num_layers, 37, ROW, generator=generator)
+    plan = source.plan(batch_of((4, 0, 37)))
+    for layer in range(CONFIG.num_layers):
+        source.write(layer, written[layer], plan)
+    rows = source.export_rows(4, 2, torch.empty(source.rows_shape(35)))
+    assert torch.equal(rows.flatten(2), written[:, 2:])
+    assert source.rows_bytes(35) == rows.nbytes == 35 * CONFIG.kv_bytes_per_token("float32")
+    target.import_rows(1, 2, rows)
+    assert torch.equal(target.export_rows(1, 2, torch.empty_like(rows)), rows)
+    again = target.export_rows(1, 0, torch.empty(target.rows_shape(40)))
+    assert not again[:, :2].any(), "rows before and after are untouched"
+    assert not again[:, 37:].any()
+    # What attention reads is what attention would have read there.
+    one, other = (cache.plan(batch_of((slot, 36, 1))) for cache, slot in ((source, 4), (target, 1)))
+    target.import_rows(1, 0, source.export_rows(4, 0, torch.empty(source.rows_shape(37))))
+    q = torch.randn(1, 32, generator=generator)
+    for layer in range(CONFIG.num_layers):
+        assert torch.allclose(source.attend(layer, q, one), target.attend(layer, q, other))
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_rows_that_do_not_exist_are_refused(kind: str) -> None:
+    cache = make(kind)
+    rows = torch.zeros(cache.rows_shape(3))
+    for slot, start, message in (
+        (6, 0, "slot 6 of 6"),
+        (0, 38, "rows 38 to 41 lie beyond"),
+        (0, -1, "rows -1 to 2 lie beyond"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache.import_rows(slot, start, rows)
+        with pytest.raises(ValueError, match=message):
+            cache.export_rows(slot, start, rows)
+    with pytest.raises(ValueError, match="not of this cache"):
+        cache.import_rows(0, 0, torch.zeros(1, 3, 2, 2, 8))
+
+
+def test_rows_without_a_block_are_refused() -> None:
+    cache = PagedKVCache(CONFIG, 8, 4, 2, 16, torch.float32, "cpu")
+    cache.set_blocks(1, [3])
+    with pytest.raises(ValueError, match="slot 1 has no block for position 4"):
+        cache.import_rows(1, 3, torch.zeros(cache.rows_shape(2)))
