@@ -155,7 +155,8 @@ def _events(tracks: dict[Track, list[_Slice]], row: Topology) -> Iterator[dict[s
             yield {**event, "dur": (item.end_ns - item.start_ns) / 1000, "args": item.arguments}
             if item.phase:
                 binding = {"bp": "e"} if item.phase == "f" else {}
-                arrow = {"ph": item.phase, "name": track[1], "cat": "handoff", "id": item.flow}
+                edge = item.name.partition(" ")[2]
+                arrow = {"ph": item.phase, "name": edge, "cat": "handoff", "id": item.flow}
                 yield {**arrow, **place, "ts": start, **binding}
 
 

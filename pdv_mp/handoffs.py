@@ -26,6 +26,9 @@ from pdv_mp.wire.frames import Stamps
 if TYPE_CHECKING:
     from pdv_mp.lanes.stamps import BatchStamps
 
+COUNTS = ("messages", "bytes", "kv_bytes", "local")
+"""What is counted of an edge."""
+
 PARTS = ("encode", "wire", "decode", "inbox", "batch", "publish")
 _ARRIVAL = PARTS[:3]
 
@@ -80,13 +83,15 @@ class Samples:
 class Handoff:
     """One edge of one process: counts and samples.
 
-    ``messages``, ``bytes``: what was sent over it, to or from this process. ``local``: handoffs
+    ``messages``, ``bytes``: what was sent over it, to or from this process. ``kv_bytes``: keys and
+    values that were copied for it, in messages or from memory that they name. ``local``: handoffs
     within this process.
     """
 
     def __init__(self) -> None:
         self.messages = 0
         self.bytes = 0
+        self.kv_bytes = 0
         self.local = 0
         self.arrivals = Samples(_ARRIVAL)
         self.inboxes = Samples(("inbox",))
@@ -101,6 +106,7 @@ class Handoff:
         return {
             "messages": self.messages,
             "bytes": self.bytes,
+            "kv_bytes": self.kv_bytes,
             "local": self.local,
             "parts": parts,
         }
@@ -242,9 +248,7 @@ def report(edges: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     in microseconds."""
     return {
         edge: {
-            "messages": found["messages"],
-            "bytes": found["bytes"],
-            "local": found["local"],
+            **{name: found[name] for name in COUNTS},
             "parts": {
                 part: summary(found["parts"][part]) for part in PARTS if part in found["parts"]
             },
@@ -278,8 +282,8 @@ def combine(reports: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
     edges: dict[str, Any] = {}
     for found, times in reports:
         for edge, handoff in found.items():
-            total = edges.setdefault(edge, {"messages": 0, "bytes": 0, "local": 0, "parts": {}})
-            for name in ("messages", "bytes", "local"):
+            total = edges.setdefault(edge, {**dict.fromkeys(COUNTS, 0), "parts": {}})
+            for name in COUNTS:
                 total[name] += times * handoff[name]
             for part, samples in handoff["parts"].items():
                 sum_of = total["parts"].setdefault(part, {"total_ns": 0, "buckets": {}})

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pdv_mp.batch_record import BatchRecords
 from pdv_mp.config import EngineConfig
@@ -23,13 +24,15 @@ from pdv_mp.flight_record import FlightRecord
 from pdv_mp.handoffs import Handoffs
 from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps, LaneStates
+from pdv_mp.kv_arrivals import KVArrivals, without
 from pdv_mp.orders import prefill_order
+from pdv_mp.resource_plan import DRAFT, TARGET
 from pdv_mp.resources import Resources
 from pdv_mp.scheduler import Scheduler
 from pdv_mp.sequences import Phase, Sequence, SequenceTable, enter_all
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
-from pdv_mp.stages.messages import DraftOrder, Proposal
+from pdv_mp.stages.messages import DraftOrder, Proposal, without_drafts
 from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.stages.verify import VerifyStage
 from pdv_mp.timeline import state_index
@@ -140,10 +143,21 @@ class Worker:
             config.speculation,
             self.counters,
             can_draft=self.draft is not None or "draft" in self._lanes,
-            prefix_caching=config.cache.enable_prefix_caching,
+            prefix_caching=resources.plan.prefix_caching,
             prefill_backlog=chunk if self.prefill is not None else PREFILL_AHEAD * chunk,
             lanes=self._lanes,
             groups=config.handoff.groups,
+        )
+        own = {TARGET: target.cache}
+        if self.draft is not None and draft is not None:
+            own[DRAFT] = draft.cache
+        self._arrivals = KVArrivals(
+            own,
+            resources.plan.private_caches,
+            self.table,
+            self.scheduler,
+            self.handoffs,
+            self._release,
         )
         self._prefill_turn = True
         self._groups = [Group(index) for index in range(config.handoff.groups)]
@@ -171,6 +185,9 @@ class Worker:
                 self.scheduler.end_now(sequence, Finish.ABORT)
         if withdrawn:
             self._lanes["prefill"](wire.Withdraw(slots=np.array(withdrawn, np.int64)))
+
+    def _release(self, numbers: npt.NDArray[np.int64]) -> None:
+        self._lanes["prefill"](wire.Release(numbers=numbers))
 
     def emissions(self, encode_ns: int) -> list[Tokens | PromptLogprobs]:
         """What is to be sent to the front since the last call."""
@@ -204,20 +221,26 @@ class Worker:
         now = time.monotonic_ns()
         self.scheduler.blame(slots, stage)
         if stage == "prefill":
+            self._arrivals.prefill_lane_died()
             self.scheduler.requeue_prefilling(now)
             return
         self.table.known_to_draft[:] = False
+        self._arrivals.draft_lane_died()
         for group in self._groups:
+            if self._arrivals.private:
+                # Their verdict would count rows that are lost.
+                group.parts = [without_drafts(part) for part in group.parts]
             if group.owed is None:
                 continue
             order, group.owed = group.owed, None
-            nothing = np.zeros((len(order.slots), 0), np.int64)
-            lengths = np.zeros_like(order.lengths)
-            group.parts.append(Proposal(order.slots, order.base, lengths, nothing))
+            group.parts.append(without_drafts(order))
             enter_all(self.scheduler.sequences(order.slots), _VERIFY_INBOX, now)
 
     def _prefilled_by_lane(self, message: wire.PrefillResult) -> None:
         result, batch = message.result, message.batch
+        if message.rows:
+            result = without(result, self._arrivals.take(message.rows))
+            message.stamps.decoded_ns = time.monotonic_ns()  # taking rows over is decoding
         sequences = self.scheduler.sequences(result.computed)
         if len(sequences) != len(result.computed):
             raise WireError("the prefill lane returned a slot that it did not have")
@@ -243,6 +266,7 @@ class Worker:
             return
         group.owed = None
         proposal = message.proposal
+        self._arrivals.drafted(proposal.slots, message.lost)
         sequences = self.scheduler.sequences(proposal.slots)
         for sequence in sequences:
             _DRAFT.ordered(sequence, message.order)
@@ -259,6 +283,7 @@ class Worker:
 
     def step(self) -> bool:
         """Run the most urgent batch. False if nothing can be done before a message arrives."""
+        self._arrivals.drop_ended()
         self._admit()
         run = self._most_urgent()
         if run is None:
@@ -322,7 +347,8 @@ class Worker:
         elif cycle.drafts is not None:
             group.owed = cycle.drafts
             self.handoffs.follows("verify>draft", time.monotonic_ns())
-            self._lanes["draft"](wire.DraftWork(order=cycle.drafts))
+            rows = self._arrivals.with_order(cycle.drafts.slots)
+            self._lanes["draft"](wire.DraftWork(order=cycle.drafts, rows=rows))
         elif cycle.plain is not None:
             self._run_verify(group)
         else:

@@ -92,10 +92,11 @@ class KVWatcher:
         self._written[slots] = self._lengths[slots]
 
     def check(self) -> None:
-        """Compare with the engine's columns; between cycles only."""
+        """Compare with the engine's columns, where no cycle is under way."""
         table = self._worker.table
         sequences = self._worker.scheduler.running_sequences()
         running = np.array([sequence.slot for sequence in sequences], np.int64)
+        running = running[~table.in_flight[running]]
         expected = np.minimum(self._written[running], table.committed[running] - 1)
         assert np.array_equal(self._lengths[running], expected), (
             "KV lengths are not what was written"
@@ -124,9 +125,8 @@ class WatchedWorker(Worker):
 
     def step(self) -> bool:
         progressed = super().step()
-        if not self._in_flight:
-            for watcher in self._watchers:
-                watcher.check()
+        for watcher in self._watchers:
+            watcher.check()
         return progressed
 
 

@@ -13,6 +13,7 @@ from tiny_model import VOCABULARY
 from pdv_mp.client import AsyncClient, Completion
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.timeline import STATES, orchestration_share
+from pdv_mp.trace import PART_PREFIX
 
 REQUESTS = 150
 SPLIT = {"pd": ("prefill",), "pdv": ("prefill", "draft")}
@@ -47,6 +48,7 @@ def test_states_add_up_under_load(
     start_server: Callable[..., ServerProcess], topology: str
 ) -> None:
     server = start_server("--topology", topology, "--max-num-seqs", "16")
+    assert list(server.run_dir.glob(f"{PART_PREFIX}*")) == [], "nobody asked for a trace"
     good = 0
     seen: set[str] = set()
     for completion in asyncio.run(serve(server.endpoint)):

@@ -9,9 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
+from pdv_mp.kv_handoff import KVReceiver, KVSender
 from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps
 from pdv_mp.stages.draft import DraftStage
+from pdv_mp.stages.kv_rows import KVRows
+from pdv_mp.stages.messages import Prefilled, without_drafts
 from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.wire import stages as wire
 from pdv_mp.wire.frames import Stamps, WireError
@@ -32,14 +35,26 @@ class Lane(Protocol):
     def step(self, before: BeforeBatch) -> wire.StageMessage | None:
         """Run one batch and return its result, or None if there is nothing to do."""
 
+    def close(self) -> None:
+        """The process is about to end."""
+
 
 class PrefillLane:
     """Prompts in chunks of at most ``max_tokens``, first come first served."""
 
     def __init__(
-        self, stage: PrefillStage, max_tokens: int, num_slots: int, lock: Lock | None = None
+        self,
+        stage: PrefillStage,
+        max_tokens: int,
+        num_slots: int,
+        lock: Lock | None = None,
+        sender: KVSender | None = None,
     ) -> None:
+        """``sender``: what hands on the KV of finished prompts, where caches are private."""
         self._stage = stage
+        self._sender = sender
+        self._lengths = np.zeros(num_slots, np.int64)
+        self._speculates = np.zeros(num_slots, np.bool_)
         self._lock = lock or NoLock()
         self._max_tokens = max_tokens
         self._orders = np.zeros((num_slots, 4), np.int64)
@@ -50,6 +65,8 @@ class PrefillLane:
         if isinstance(message, wire.PrefillWork):
             stamps, slots = message.stamps, message.order.slots
             self._stage.put(message.order)
+            self._lengths[slots] = message.order.lengths
+            self._speculates[slots] = message.order.speculates
             self._orders[slots] = (
                 stamps.encode_ns,
                 stamps.sent_ns,
@@ -60,7 +77,12 @@ class PrefillLane:
             return []
         if isinstance(message, wire.Withdraw):
             kept = [slot for slot in message.slots.tolist() if self._stage.withdraw(slot)]
+            if self._sender is not None:
+                self._sender.withdraw(message.slots.tolist())
             return [wire.Withdrawn(slots=np.array(kept, np.int64))] if kept else []
+        if isinstance(message, wire.Release) and self._sender is not None:
+            self._sender.release(message.numbers.tolist())
+            return []
         raise WireError(f"a prefill lane cannot handle a {type(message).__name__} message")
 
     def step(self, before: BeforeBatch) -> wire.PrefillResult | None:
@@ -86,27 +108,53 @@ class PrefillLane:
             batch=stamps,
             orders=self._orders[batch.slots],
             busy_ns=self._busy_ns - self._waiting_since[batch.slots],
+            rows=self._rows(result),
         )
         self._busy_ns += stamps.ended_ns - stamps.picked_ns
         self._orders[batch.slots] = 0
         self._waiting_since[batch.slots] = self._busy_ns
         return message
 
+    def _rows(self, result: Prefilled) -> list[KVRows]:
+        """The KV of the prompts that are complete."""
+        sender, rows = self._sender, []
+        if sender is not None:
+            for slot in result.slots.tolist():
+                tokens, speculates = int(self._lengths[slot]), bool(self._speculates[slot])
+                rows += sender.pack(slot, tokens, speculates)
+        return rows
+
+    def close(self) -> None:
+        """Free what has been handed on and not been released."""
+        if self._sender is not None:
+            self._sender.close()
+
 
 class DraftLane:
     """Orders one after the other; each group of requests has at most one here."""
 
-    def __init__(self, stage: DraftStage, lock: Lock | None = None) -> None:
+    def __init__(
+        self, stage: DraftStage, lock: Lock | None = None, receiver: KVReceiver | None = None
+    ) -> None:
+        """``receiver``: what takes over the KV that comes with orders, where caches are private."""
         self._stage = stage
+        self._receiver = receiver
         self._lock = lock or NoLock()
-        self._orders: deque[Stamps] = deque()
+        self._orders: deque[tuple[Stamps, list[int]]] = deque()
 
     def take(self, message: wire.StageMessage) -> list[wire.StageMessage]:
         if not isinstance(message, wire.DraftWork):
             raise WireError(f"a draft lane cannot handle a {type(message).__name__} message")
+        lost = []
+        if message.rows and self._receiver is not None:
+            lost = [rows.slot for rows in message.rows if not self._receiver.take(rows)]
+            message.stamps.decoded_ns = time.monotonic_ns()  # taking rows over is decoding
         self._stage.put(message.order)
-        self._orders.append(message.stamps)
+        self._orders.append((message.stamps, lost))
         return []
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
 
     def step(self, before: BeforeBatch) -> wire.DraftResult | None:
         if not self._stage.inbox:
@@ -120,13 +168,15 @@ class DraftLane:
         order = self._stage.form()
         if order is None:
             return None
+        stamps, lost = self._orders.popleft()
         before(order.slots.tolist())
         started = time.monotonic_ns()
-        proposal = self._stage.run(order)
+        proposal = without_drafts(order) if lost else self._stage.run(order)
         return wire.DraftResult(
             cycle=order.cycle,
             proposal=proposal,
             batch=BatchStamps(picked, started, time.monotonic_ns()),
-            order=self._orders.popleft(),
+            order=stamps,
             busy_ns=picked - asked if self._lock.exclusive else 0,
+            lost=np.array(lost, np.int64),
         )

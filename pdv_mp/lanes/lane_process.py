@@ -13,6 +13,7 @@ from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.device import use_device
 from pdv_mp.flight_record import FlightRecord, record_path
+from pdv_mp.kv_handoff import KVReceiver, make_sender
 from pdv_mp.lanes.device_lock import Lock, device_lock
 from pdv_mp.lanes.edge import LaneEdge
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
@@ -58,6 +59,7 @@ def run_lane(
         control.send(control_wire.Ready(name=name, facts=facts))
         _serve(lane, edge, control, record, waiting)
     finally:
+        lane.close()
         waiting.close()
         edge.close()
         lock.close()
@@ -76,10 +78,12 @@ def _make_lane(config: EngineConfig, name: str, resources: Resources, lock: Lock
             resources.target, resources.draft, resources.num_slots, resources.max_model_len
         )
         chunk = config.scheduling.max_num_batched_tokens
-        return PrefillLane(stage, chunk, resources.num_slots, lock)
+        sender = make_sender(resources.plan, resources.caches, resources.num_blocks)
+        return PrefillLane(stage, chunk, resources.num_slots, lock, sender)
     if worker.stages == ("draft",) and resources.draft is not None:
         rule = acceptance_rule(config.speculation.acceptance)
-        return DraftLane(DraftStage(resources.draft, rule, resources.num_slots), lock)
+        receiver = KVReceiver(resources.caches, resources.num_blocks)
+        return DraftLane(DraftStage(resources.draft, rule, resources.num_slots), lock, receiver)
     raise RuntimeError(f"{name} hosts {worker.stages}, which no lane can")
 
 

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,7 @@ class SharedBuffer:
         if self._mapping is None:
             raise ValueError("the shared buffer is closed")
         if not self.writable:
-            return torch.from_numpy(np.asarray(_ReadOnlyBytes(self._mapping)))
+            return read_only_tensor(self._mapping)
         return torch.frombuffer(self._mapping, dtype=torch.uint8)
 
     def discard(self, offset: int, nbytes: int) -> None:
@@ -142,15 +143,22 @@ class SharedBuffer:
         self._mapping = None
 
 
-class _ReadOnlyBytes:
-    """Hands a mapping to numpy as if it could be written, because torch has no read-only tensors
-    and warns of memory that says what it is. The array keeps this object and so the mapping."""
+def read_only_tensor(memory: mmap.mmap | npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Memory that cannot be written as uint8 [nbytes]; the tensor keeps it alive."""
+    import torch
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self._mapping = mapping
+    return torch.from_numpy(np.asarray(_ReadOnlyBytes(memory)))
+
+
+class _ReadOnlyBytes:
+    """Hands memory to numpy as if it could be written, because torch has no read-only tensors
+    and warns of memory that says what it is. The array keeps this object and so the memory."""
+
+    def __init__(self, memory: mmap.mmap | npt.NDArray[np.uint8]) -> None:
+        self._memory = memory
         self.__array_interface__: dict[str, Any] = {
             "version": 3,
             "typestr": "|u1",
-            "shape": (len(mapping),),
-            "data": (np.frombuffer(mapping, np.uint8).ctypes.data, False),
+            "shape": (len(memory),),
+            "data": (np.frombuffer(memory, np.uint8).ctypes.data, False),
         }

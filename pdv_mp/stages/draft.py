@@ -12,6 +12,9 @@ from pdv_mp.speculation.acceptance import AcceptanceRule, DraftLaws
 from pdv_mp.speculation.sampling import SamplingTable
 from pdv_mp.stages.messages import Column, DraftOrder, Proposal
 
+MAX_FED = 256
+"""Tokens of a text that may be fed together with the first step of its draft."""
+
 
 class DraftStage:
     """Proposes tokens with the draft model, chosen as the acceptance rule wants them.
@@ -46,11 +49,11 @@ class DraftStage:
         self._sampling.put(order.slots[order.fresh], order.sampling)
         ids = np.full((len(order.slots), int(order.lengths.max())), -1, np.int64)
         laws = DraftLaws(*ids.shape)
-        fed = order.base - order.starts
-        token_ids = order.ids.astype(np.int64)
+        token_ids, starts = self._catch_up(order)
+        fed = order.base - starts
         active = np.arange(len(order.slots))
         cache = self._draft.cache
-        batch = self._batch(token_ids, fed, order.starts, order.slots)
+        batch = self._batch(token_ids, fed, starts, order.slots)
         plan = cache.plan(batch)
         for step in range(ids.shape[1]):
             if step:
@@ -74,6 +77,33 @@ class DraftStage:
             ids[active, step] = drafts.ids.cpu().numpy()
             laws.put(active, step, drafts.law)
         return Proposal(order.slots, order.base, order.lengths, ids, laws.tensor)
+
+    def _catch_up(self, order: DraftOrder) -> tuple[Column, Column]:
+        """Tokens to feed with the first step, and where those of each slot start. Of a text that
+        the cache lacks more of than :data:`MAX_FED` tokens all but the last one are fed before, in
+        batches of its own, so that no step grows with the length of texts."""
+        token_ids, fed = order.ids.astype(np.int64), order.base - order.starts
+        if int(fed.max()) <= MAX_FED:
+            return token_ids, order.starts
+        starts, kept = order.starts.copy(), np.ones(len(token_ids), np.bool_)
+        ends = np.cumsum(fed)
+        for row in np.flatnonzero(fed > MAX_FED):
+            first, last = int(ends[row] - fed[row]), int(ends[row]) - 1
+            kept[first:last] = False
+            for begin in range(first, last, MAX_FED):
+                part = token_ids[begin : min(begin + MAX_FED, last)]
+                slot = order.slots[row : row + 1]
+                batch = ForwardBatch.build(
+                    part,
+                    np.array([len(part)]),
+                    starts[row : row + 1],
+                    slot,
+                    logit_rows=np.zeros(0, np.int64),
+                    device=self._draft.device,
+                )
+                self._draft.forward(batch)
+                starts[row] += len(part)
+        return token_ids[kept], starts
 
     def _batch(self, token_ids: Column, fed: Column, starts: Column, slots: Column) -> ForwardBatch:
         """A batch with the logits of each sequence's last row."""

@@ -128,6 +128,12 @@ class Proposal:
     laws: Tensor | None = None
 
 
+def without_drafts(work: DraftOrder | Proposal) -> Proposal:
+    """The same slots, verified without a draft."""
+    nothing = np.zeros((len(work.slots), 0), np.int64)
+    return Proposal(work.slots, work.base, np.zeros_like(work.lengths), nothing)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer to a proposal: its first ``accepted[b]`` ids hold, then ``next_ids[b]`` follows.

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 Float32Column = npt.NDArray[np.float32]
 Float64Column = npt.NDArray[np.float64]
+Uint8Column = npt.NDArray[np.uint8]
 Int32Column = npt.NDArray[np.int32]
 Int64Column = npt.NDArray[np.int64]
 
@@ -53,6 +54,10 @@ class ColumnReader:
     def __init__(self, buffer: memoryview) -> None:
         self._buffer = buffer
         self._offset = 0
+
+    def uint8(self, length: int) -> Uint8Column:
+        """The next ``length`` bytes."""
+        return self._take(length, np.dtype("u1"))
 
     def int32(self, length: int) -> Int32Column:
         """The next ``length`` numbers of four bytes."""

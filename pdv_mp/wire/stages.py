@@ -5,6 +5,7 @@ They carry the columns of stages/messages.py, slots, lengths and ids as int32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from pdv_mp.lanes.stamps import BatchStamps
 from pdv_mp.speculation.sampling import SamplingColumns
+from pdv_mp.stages.kv_rows import KVRows
 from pdv_mp.stages.messages import (
     DraftOrder,
     Prefilled,
@@ -22,6 +24,7 @@ from pdv_mp.stages.messages import (
     TokenLogprobs,
 )
 from pdv_mp.wire.frames import ColumnReader, FrameCodec, Stamps
+from pdv_mp.wire.kv_rows import rows_columns, rows_fields, take_rows
 
 _Columns = list[npt.NDArray[Any]]
 
@@ -148,12 +151,30 @@ class Withdrawn:
 
 
 @dataclass(slots=True, kw_only=True)
+class Release:
+    """Scheduler to prefill lane: these buffers with KV are no longer needed."""
+
+    kind: ClassVar[int] = 39
+    numbers: npt.NDArray[np.int64]
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        return [len(self.numbers)], [self.numbers]
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Release:
+        (entries,) = fields
+        return cls(numbers=columns.int64(entries), stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
 class PrefillResult:
     """Prefill lane to scheduler: what one batch computed.
 
     ``orders``: by computed slot, the stamps of the order that brought it, as encode, sent,
     received, decoded (ns); all 0 if an earlier result had them. ``busy_ns``: by computed slot, how
-    long the lane had worked for others since the slot came or its last chunk ended.
+    long the lane had worked for others since the slot came or its last chunk ended. ``rows``: where
+    caches are private, the KV of the prompts that are complete.
     """
 
     kind: ClassVar[int] = 36
@@ -161,6 +182,7 @@ class PrefillResult:
     batch: BatchStamps
     orders: npt.NDArray[np.int64]
     busy_ns: npt.NDArray[np.int64]
+    rows: Sequence[KVRows] = ()
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], _Columns]:
@@ -184,12 +206,13 @@ class PrefillResult:
                 [chunk.slot, chunk.start, *chunk.logprobs.top.shape]
                 for chunk in result.prompt_logprobs
             ],
+            rows_fields(self.rows),
         ]
-        return fields, columns
+        return fields, columns + rows_columns(self.rows)
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PrefillResult:
-        done, computed, batch, width, chunks = fields
+        done, computed, batch, width, chunks, rows = fields
         ids = [_slots(columns, length) for length in (done, done, computed, computed)]
         orders = columns.int64(4 * computed).reshape(computed, 4)
         busy_ns = columns.int64(computed)
@@ -210,6 +233,7 @@ class PrefillResult:
             batch=BatchStamps(*batch),
             orders=orders,
             busy_ns=busy_ns,
+            rows=take_rows(rows, columns),
             stamps=stamps,
         )
 
@@ -225,10 +249,12 @@ def _take_logprobs(columns: ColumnReader, shape: tuple[int, ...], width: int) ->
 
 @dataclass(slots=True, kw_only=True)
 class DraftWork:
-    """Scheduler to draft lane: these slots are yours until their proposal arrives."""
+    """Scheduler to draft lane: these slots are yours until their proposal arrives. ``rows``: where
+    caches are private, the KV of those that are new to the lane."""
 
     kind: ClassVar[int] = 37
     order: DraftOrder
+    rows: Sequence[KVRows] = ()
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], _Columns]:
@@ -236,12 +262,19 @@ class DraftWork:
         columns = _int32(
             order.slots, order.base, order.lengths, order.starts, order.ids, order.fresh
         )
-        fields = [order.cycle, len(order.slots), len(order.ids), len(order.fresh)]
-        return fields, columns + _sampling_columns(order.sampling)
+        columns += _sampling_columns(order.sampling)
+        fields = [
+            order.cycle,
+            len(order.slots),
+            len(order.ids),
+            len(order.fresh),
+            rows_fields(self.rows),
+        ]
+        return fields, columns + rows_columns(self.rows)
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftWork:
-        cycle, entries, num_ids, num_fresh = fields
+        cycle, entries, num_ids, num_fresh, rows = fields
         order = DraftOrder(
             cycle=cycle,
             slots=_slots(columns, entries),
@@ -252,13 +285,18 @@ class DraftWork:
             fresh=_slots(columns, num_fresh),
             sampling=_take_sampling(columns, num_fresh),
         )
-        return cls(order=order, stamps=stamps)
+        return cls(order=order, rows=take_rows(rows, columns), stamps=stamps)
 
 
 @dataclass(slots=True, kw_only=True)
 class DraftResult:
     """Draft lane to scheduler: the proposal of a cycle. ``order``: the stamps of its order.
-    ``busy_ns``: how long the lane waited for a device that others were using."""
+    ``busy_ns``: how long the lane waited for a device that others were using.
+
+    ``lost``: slots whose KV the lane could not take over, because the process that had it is gone;
+    then nothing is proposed, and the lane has not learned the parameters of the order. All other KV
+    of the order is in its cache now.
+    """
 
     kind: ClassVar[int] = 38
     cycle: int
@@ -266,6 +304,7 @@ class DraftResult:
     batch: BatchStamps
     order: Stamps
     busy_ns: int = 0
+    lost: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], _Columns]:
@@ -276,12 +315,14 @@ class DraftResult:
             [batch.picked_ns, batch.started_ns, batch.ended_ns],
             [order.encode_ns, order.sent_ns, order.received_ns, order.decoded_ns],
             self.busy_ns,
+            len(self.lost),
         ]
-        return fields, _int32(proposal.slots, proposal.base, proposal.lengths, proposal.ids)
+        columns = (proposal.slots, proposal.base, proposal.lengths, proposal.ids, self.lost)
+        return fields, _int32(*columns)
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftResult:
-        cycle, entries, width, batch, order, busy_ns = fields
+        cycle, entries, width, batch, order, busy_ns, lost = fields
         proposal = Proposal(
             slots=_slots(columns, entries),
             base=_slots(columns, entries),
@@ -294,15 +335,23 @@ class DraftResult:
             batch=BatchStamps(*batch),
             order=Stamps(*order),
             busy_ns=busy_ns,
+            lost=_slots(columns, lost),
             stamps=stamps,
         )
 
 
 StageMessage = (
-    LaneReady | PrefillWork | Withdraw | Withdrawn | PrefillResult | DraftWork | DraftResult
+    LaneReady
+    | PrefillWork
+    | Withdraw
+    | Withdrawn
+    | Release
+    | PrefillResult
+    | DraftWork
+    | DraftResult
 )
 _CODEC: FrameCodec[StageMessage] = FrameCodec(
-    (LaneReady, PrefillWork, Withdraw, Withdrawn, PrefillResult, DraftWork, DraftResult)
+    (LaneReady, PrefillWork, Withdraw, Withdrawn, Release, PrefillResult, DraftWork, DraftResult)
 )
 encode = _CODEC.encode
 decode = _CODEC.decode

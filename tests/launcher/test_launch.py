@@ -242,7 +242,7 @@ def one_sentence(*arguments: str, **environment: str) -> str:
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--port"], "'--port' requires an argument"),
         (["extra"], "unexpected extra argument (extra)"),
-        (["--topology", "auto"], "topology 'auto' is not built yet; use 'unified'"),
+        (["--topology", "auto"], "topology 'auto' is not built yet; use one of unified"),
         (["--topology", "unifed"], "did you mean 'unified'?"),
         (["--host", "0.0.0.0"], "give a --token-file, whose token clients must then send, or --in"),
         (["--host", "::"], "--host :: lets other machines connect"),

@@ -209,6 +209,14 @@ def test_a_start_that_fails_because_the_pools_died_is_made_again(serve: Any) -> 
     assert not any("could not start again" in line for line in finish(server))
 
 
+def test_the_owner_of_memory_leaves_last(serve: Any) -> None:
+    server = serve(topology="pdv")
+    server.wait_ready()
+    stops = [line for line in finish(server) if line.endswith("told to Stop")]
+    assert stops[-1] == "[pools] told to Stop"
+    assert len(stops) == len(PDV)
+
+
 def test_one_that_cannot_start_again_and_does_not_leave_ends_the_server(serve: Any) -> None:
     server = serve(worker="serve,fail-and-stay", timeouts={"failed_stop": 0.3})
     kill(server.wait_ready()["pids"], "worker-0")

@@ -178,11 +178,6 @@ def test_messages_sent_in_one_go_share_no_time(tmp_path: Path) -> None:
     ]
 
 
-def test_no_trace_is_recorded_unless_asked_for(start_server: Start) -> None:
-    server = start_server()
-    assert list(server.run_dir.glob(f"{PART_PREFIX}*")) == []
-
-
 def test_a_path_that_cannot_be_written_is_refused_at_once(
     tiny_pair: TinyPair, tmp_path: Path
 ) -> None:
