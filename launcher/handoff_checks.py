@@ -18,6 +18,10 @@ def check_handoff(config: EngineConfig, row: Topology) -> None:
                 f"--inject-delay: topology {row.name!r} has no messages from "
                 f"{edge.replace('>', ' to ')}"
             )
+    if config.handoff.hybrid and "draft" not in lanes:
+        raise ConfigError(
+            f"--hybrid is for a topology that drafts in a process of its own; {row.name!r} does not"
+        )
     device = config.model.device
     if config.handoff.exclusive_device and device.startswith("cuda"):
         raise ConfigError("--exclusive-device is for a CPU; a GPU slices its time by itself")

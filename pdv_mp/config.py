@@ -272,6 +272,11 @@ class HandoffOptions(_Checked):
         minimum=0,
         maximum=1_000_000,
     )
+    hybrid: bool = option(
+        False,
+        help="a lone request is drafted by the verifier's process, where its topology drafts in "
+        "another one",
+    )
     groups: int = option(
         1,
         help="groups into which the batch is divided; with 2, one is drafted while the other is "

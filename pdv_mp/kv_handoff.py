@@ -35,6 +35,7 @@ class KVSender(ABC):
     def __init__(self, caches: Mapping[str, KVCache], num_blocks: int) -> None:
         self._caches = dict(caches)
         self._num_blocks = num_blocks
+        self._buffers: dict[int, tuple[int, SharedBuffer | CudaBuffer]] = {}
 
     def pack(self, slot: int, tokens: int, speculates: bool) -> list[KVRows]:
         """The rows of a slot's first ``tokens``: the verifier's, and the draft's if the sequence
@@ -46,18 +47,30 @@ class KVSender(ABC):
             give_back_pages(cache, slot, self._num_blocks)
         return rows
 
+    @property
+    def num_buffers(self) -> int:
+        """Buffers that have not been released."""
+        return len(self._buffers)
+
     @abstractmethod
     def _pack(self, role: str, cache: KVCache, slot: int, tokens: int) -> KVRows:
         """The rows of one model."""
 
     def release(self, numbers: Iterable[int]) -> None:
         """Free buffers that have been read, or are no longer wanted."""
+        for number in numbers:
+            _, buffer = self._buffers.pop(number, (-1, None))
+            if buffer is not None:
+                buffer.close()
 
     def withdraw(self, slots: Iterable[int]) -> None:
         """Free the buffers of slots whose sequences have ended."""
+        ended = set(slots)
+        self.release([number for number, (slot, _) in self._buffers.items() if slot in ended])
 
     def close(self) -> None:
         """Free all buffers."""
+        self.release(list(self._buffers))
 
 
 class CopySender(KVSender):
@@ -76,13 +89,7 @@ class HandleSender(KVSender):
     def __init__(self, caches: Mapping[str, KVCache], num_blocks: int) -> None:
         super().__init__(caches, num_blocks)
         self._numbers = count(1)
-        self._buffers: dict[int, tuple[int, SharedBuffer | CudaBuffer]] = {}
         self._runtime = _runtime_of(caches)
-
-    @property
-    def num_buffers(self) -> int:
-        """Buffers that have not been released."""
-        return len(self._buffers)
 
     def _pack(self, role: str, cache: KVCache, slot: int, tokens: int) -> KVRows:
         nbytes = cache.rows_bytes(tokens)
@@ -102,19 +109,6 @@ class HandleSender(KVSender):
             torch.cuda.synchronize(cache.device)
             place = KVBuffer(number, pid, -1, 0, nbytes, buffer.handle())
         return KVRows(slot, role, tokens, place)
-
-    def release(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            _, buffer = self._buffers.pop(number, (-1, None))
-            if buffer is not None:
-                buffer.close()
-
-    def withdraw(self, slots: Iterable[int]) -> None:
-        ended = set(slots)
-        self.release([number for number, (slot, _) in self._buffers.items() if slot in ended])
-
-    def close(self) -> None:
-        self.release(list(self._buffers))
 
 
 def make_sender(

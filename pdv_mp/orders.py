@@ -24,13 +24,18 @@ def prefill_order(table: SequenceTable, slots: Slots) -> PrefillOrder:
 
 
 def draft_order(
-    table: SequenceTable, cycle: int, slots: Slots, base: Column, lengths: Column
+    table: SequenceTable, cycle: int, slots: Slots, base: Column, lengths: Column, to_lane: bool
 ) -> DraftOrder:
-    """Draft ``lengths`` tokens after the ``base`` committed ones; with the parameters of those
-    slots that the draft stage does not know yet, and from now on does."""
+    """Draft ``lengths`` tokens after the ``base`` committed ones.
+
+    A lane is told the parameters of those slots that it does not know yet, and from now on does; a
+    stage that is here, those of all.
+    """
     starts = table.draft_len[slots]
-    fresh = np.flatnonzero(~table.known_to_draft[slots])
-    table.known_to_draft[slots] = True
+    fresh = np.arange(len(slots))
+    if to_lane:
+        fresh = np.flatnonzero(~table.known_to_draft[slots])
+        table.known_to_draft[slots] = True
     return DraftOrder(
         cycle=cycle,
         slots=slots,

@@ -165,7 +165,7 @@ def attach_resources(
     """
     plan = make_plan(config)
     worker, replica = plan.topology.place(process_name)
-    computed = _models_of(worker, plan)
+    computed = _models_of(worker, plan, config.handoff.hybrid)
     reached = plan.models if worker.schedules else computed
     buffers = {weights_name(model.role) for model in computed}
     for model in reached:
@@ -239,9 +239,9 @@ def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> 
     return Transformer(shape, weights, plan.max_model_len)
 
 
-def _models_of(worker: Worker, plan: ResourcePlan) -> tuple[PlannedModel, ...]:
-    """The models that the stages of a worker compute."""
-    roles = set()
+def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:
+    """The models that the stages of a worker compute; in a hybrid the verifier's drafts as well."""
+    roles = {DRAFT} if hybrid and worker.schedules else set()
     if "prefill" in worker.stages:
         roles |= {TARGET, DRAFT}
     if "draft" in worker.stages:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 
@@ -42,6 +43,14 @@ DEATHS_BEFORE_ALONE = 2
 """Deaths of a lane that had a request in its batch, after which the request is treated apart."""
 
 DEATHS_BEFORE_FAILURE = 3
+
+
+class Drafting(Enum):
+    """Where the drafts of a cycle are made."""
+
+    NONE = "nowhere"
+    HERE = "here"
+    IN_LANE = "in a lane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,11 +375,11 @@ class Scheduler:
 
     # ------------------------------------------------------------------ the decode cycle
 
-    def start_cycle(self, now: int, drafting: bool = True, group: int = 0) -> Cycle:
+    def start_cycle(self, now: int, drafting: Drafting = Drafting.HERE, group: int = 0) -> Cycle:
         """Fill the batch of a group from ``ready`` and hand all of it to the draft and verify
         stages.
 
-        ``drafting``: whether there is a draft stage at present. A sequence may draft at most what
+        ``drafting``: which draft stage there is at present. A sequence may draft at most what
         it can still emit besides the verifier's own token. Those that have no room for it wait for
         a prefill to end, or are pre-empted.
         """
@@ -384,7 +393,7 @@ class Scheduler:
         slots = np.array(sorted(self._members(group)), np.int64)
         base = table.committed[slots]
         room = table.max_len[slots] - base - 1
-        draft_length = self._draft_length if drafting else 0
+        draft_length = 0 if drafting is Drafting.NONE else self._draft_length
         lengths = np.where(table.speculates[slots], np.minimum(draft_length, room), 0)
         if np.any(base + lengths > table.room[slots]):
             granted = self._make_room(slots, base + lengths, now)
@@ -396,8 +405,11 @@ class Scheduler:
         order = plain = None
         if drafts.any():
             self._cycle += 1
-            order = draft_order(table, self._cycle, slots[drafts], base[drafts], lengths[drafts])
-            if self._draft_is_here:
+            to_lane = drafting is Drafting.IN_LANE
+            order = draft_order(
+                table, self._cycle, slots[drafts], base[drafts], lengths[drafts], to_lane
+            )
+            if not to_lane:
                 enter_all(self.sequences(order.slots), _DRAFT_INBOX, now)
         if not drafts.all():
             rest = slots[~drafts]

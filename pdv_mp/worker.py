@@ -22,13 +22,13 @@ from pdv_mp.config import EngineConfig
 from pdv_mp.counters import Counters
 from pdv_mp.flight_record import FlightRecord
 from pdv_mp.handoffs import Handoffs
+from pdv_mp.kv_arrivals import KVArrivals, without
 from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps, LaneStates
-from pdv_mp.kv_arrivals import KVArrivals, without
 from pdv_mp.orders import prefill_order
 from pdv_mp.resource_plan import DRAFT, TARGET
 from pdv_mp.resources import Resources
-from pdv_mp.scheduler import Scheduler
+from pdv_mp.scheduler import Drafting, Scheduler
 from pdv_mp.sequences import Phase, Sequence, SequenceTable, enter_all
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
@@ -120,6 +120,8 @@ class Worker:
         self._lock = lock or NoLock()
         self._lanes = dict(lanes or {})
         self._ready_lanes: set[str] = set()
+        self.processes: dict[str, int] = {}
+        """Process ids by name, of this replica; whoever knows them puts them in."""
         self.counters = Counters()
         self.batches = BatchRecords(self._lanes)
         self.handoffs = Handoffs()
@@ -131,7 +133,8 @@ class Worker:
         self.draft: DraftStage | None = None
         if "prefill" not in self._lanes:
             self.prefill = PrefillStage(target, draft, resources.num_slots, resources.max_model_len)
-        if "draft" not in self._lanes and draft is not None:
+        self._hybrid = config.handoff.hybrid and "draft" in self._lanes
+        if draft is not None and ("draft" not in self._lanes or self._hybrid):
             self.draft = DraftStage(draft, rule, resources.num_slots)
         self.verify = VerifyStage(self.table, target, rule, self.counters)
         self._scheduling = scheduling_of(config)
@@ -200,6 +203,7 @@ class Worker:
         it."""
         if isinstance(message, wire.LaneReady):
             self._ready_lanes.add(stage)
+            self.processes.update(message.facts.get("processes", {}))
         elif isinstance(message, wire.PrefillResult) and stage == "prefill":
             self._prefilled_by_lane(message)
         elif isinstance(message, wire.Withdrawn) and stage == "prefill":
@@ -333,7 +337,7 @@ class Worker:
             self._lanes["prefill"](wire.PrefillWork(order=order))
 
     def _start_cycle(self, group: Group) -> bool:
-        drafting = self.draft is not None or "draft" in self._ready_lanes
+        drafting = self._who_drafts()
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
         # The group that starts goes behind the others, so that they start in turn.
         self._groups.remove(group)
@@ -341,7 +345,7 @@ class Worker:
         self._prefill_turn = True
         if cycle.plain is not None:
             group.parts.append(cycle.plain)
-        if cycle.drafts is not None and self.draft is not None:
+        if cycle.drafts is not None and self.draft is not None and drafting is Drafting.HERE:
             self.draft.put(cycle.drafts)
             self._run_draft(group)
         elif cycle.drafts is not None:
@@ -356,6 +360,12 @@ class Worker:
             waiting_for_lanes = self.prefill is None and self.scheduler.num_prefilling > 0
             return not waiting_for_lanes and not self._in_flight
         return True
+
+    def _who_drafts(self) -> Drafting:
+        alone = self.scheduler.num_running + self.scheduler.num_ready == 1
+        if self.draft is not None and (not self._hybrid or alone):
+            return Drafting.HERE
+        return Drafting.IN_LANE if "draft" in self._ready_lanes else Drafting.NONE
 
     def _run_prefill(self) -> bool:
         if self.prefill is None:
@@ -481,6 +491,7 @@ class Worker:
                 "blocks_free": self.pools.blocks_free,
                 "block_size": self.pools.block_size,
             },
+            "processes": dict(self.processes),
             "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
             "batches": self.batches.latest(BATCHES_SHOWN),
             "batch_totals": self.batches.totals(),

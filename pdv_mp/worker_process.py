@@ -123,6 +123,7 @@ def run_worker(
         worker.trace_to(trace)
     edge = FrontEdge(context, run_dir, generation, replica, delay_of(delays, "front>verify"))
     waiting = Waiting(config.handoff)
+    worker.processes[name] = os.getpid()
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
         edge.send(wire.EngineReady(facts=facts))

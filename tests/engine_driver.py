@@ -87,7 +87,7 @@ class KVWatcher:
         """A slot has a new owner; what came from the prefix cache counts as written."""
         self._written[slot] = self._lengths[slot]
 
-    def lost(self, slots: list[int]) -> None:
+    def lost(self, slots: np.ndarray) -> None:
         """What a lane wrote for these slots is unknown to the engine, which writes it again."""
         self._written[slots] = self._lengths[slots]
 

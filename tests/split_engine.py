@@ -2,21 +2,29 @@
 
 Who acts next is drawn at random, so that messages wait, cross and arrive in every order that
 separate processes could bring about. Lanes die as well, before or after the batch that they work
-on has written its KV, and come back some time later.
+on has written its KV, and come back some time later. With ``kv_handoff`` copy or handle each lane
+has caches of its own, which die with it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from engine_driver import WatchedWorker, engine_config
 
 from pdv_mp.config import EngineConfig
+from pdv_mp.kv_handoff import KVReceiver, KVSender, make_sender
 from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
+from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.planned_caches import lane_cache
+from pdv_mp.resource_plan import DRAFT, TARGET
 from pdv_mp.resources import Resources, build_resources
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
@@ -45,20 +53,78 @@ class SplitWorker(WatchedWorker):
         self._back: dict[str, deque[bytes]] = {stage: deque() for stage in stages}
         self.deaths = dict.fromkeys(stages, 0)
         self.messages = 0
+        self.lost_rows = 0
+        self._senders: dict[str, KVSender] = {}
+        self._own_caches: dict[str, list[KVCache]] = {stage: [] for stage in stages}
 
     def _send(self, stage: str, message: wire.StageMessage) -> None:
         self._to[stage].append(bytes(wire.encode(message, self._generation[stage])))
 
     def _make_lane(self, stage: str) -> Lane:
-        resources, config = self._shared, self._config
+        resources, config = self._resources_of(stage), self._config
         if stage == "draft":
             assert resources.draft is not None
             rule = acceptance_rule(config.speculation.acceptance)
-            return DraftLane(DraftStage(resources.draft, rule, resources.num_slots))
+            receiver = KVReceiver(resources.caches, resources.num_blocks)
+            return DraftLane(
+                DraftStage(resources.draft, rule, resources.num_slots), receiver=receiver
+            )
         prefill = PrefillStage(
             resources.target, resources.draft, resources.num_slots, resources.max_model_len
         )
-        return PrefillLane(prefill, config.scheduling.max_num_batched_tokens, resources.num_slots)
+        sender = make_sender(resources.plan, resources.caches, resources.num_blocks)
+        if sender is not None:
+            self._senders[stage] = sender
+        return PrefillLane(
+            prefill,
+            config.scheduling.max_num_batched_tokens,
+            resources.num_slots,
+            sender=sender,
+        )
+
+    def _resources_of(self, stage: str) -> Resources:
+        """What a new lane computes with: the models of all, and its own caches if it has any."""
+        shared = self._shared
+        plan = shared.plan
+        if not plan.private_caches:
+            return shared
+        roles = [DRAFT] if stage == "draft" else [TARGET, DRAFT]
+        caches = {}
+        for model in plan.models:
+            if model.role in roles:
+                cache = shared.caches[model.role]
+                table = None
+                if isinstance(cache, PagedKVCache):
+                    table = torch.from_numpy(cache.block_table).view(torch.uint8).flatten()
+                caches[model.role] = lane_cache(plan, model, shared.num_blocks, table, held=True)
+        self._own_caches[stage] = list(caches.values())
+        runners = {
+            role: dataclasses.replace(shared.runners[role], cache=cache)
+            for role, cache in caches.items()
+        }
+        return Resources(plan, shared.num_blocks, runners, caches)
+
+    def take(self, stage: str, message: wire.StageMessage) -> None:
+        before = self.table.draft_len.copy()
+        super().take(stage, message)
+        self._notice_losses(before)
+
+    def lane_died(self, stage: str, slots: Iterable[int]) -> None:
+        before = self.table.draft_len.copy()
+        super().lane_died(stage, slots)
+        self._notice_losses(before)
+
+    def _notice_losses(self, before: np.ndarray) -> None:
+        """The engine knows that the draft must compute some texts again."""
+        lost = np.flatnonzero((before > 0) & (self.table.draft_len == 0))
+        self.lost_rows += len(lost)
+        for watcher in self._watchers[1:]:
+            watcher.lost(lost)
+
+    @property
+    def num_buffers(self) -> int:
+        """Buffers with KV that have been handed on and not been released."""
+        return sum(sender.num_buffers for sender in self._senders.values())
 
     def step(self) -> bool:
         if self._rng.random() < self._death_probability:
@@ -114,16 +180,22 @@ class SplitWorker(WatchedWorker):
         lane = self._lane_of[stage]
         if lane is None:
             return
+        if self._rng.random() < 0.5:
+            lane.close()  # what it has handed on is gone before anybody has read it
         while self._take_result(stage):
             pass
         if self._rng.random() < 0.5:
             lost: list[int] = []
             lane.step(lost.extend)  # its rows are written, its result is lost
             for watcher in self._watchers:
-                watcher.lost(lost)
+                watcher.lost(np.array(lost, np.int64))
         self._to[stage].clear()
         self._generation[stage] += 1
         self._lane_of[stage] = None
+        lane.close()
+        for cache in self._own_caches[stage]:
+            if isinstance(cache, ContiguousKVCache):
+                cache.close()
         self.deaths[stage] += 1
         self.lane_died(stage, [])
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,12 +37,18 @@ class Talk:
 
     def receive(self, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
         """What the other says next. Raises PeerError if that is an error or nothing."""
-        if not self.socket.poll(int(seconds * 1000)):
-            raise PeerError(f"no answer within {seconds:g} s")
+        deadline = time.monotonic() + seconds
+        while not self.socket.poll(200):
+            if time.monotonic() > deadline:
+                raise PeerError(f"no answer within {seconds:g} s")
+            self._check()
         message = dict(self.socket.recv_json())  # type: ignore[arg-type]
         if "error" in message:
             raise PeerError(message["error"])
         return message
+
+    def _check(self) -> None:
+        """Raise PeerError if the other end cannot answer any more."""
 
     def ask(self, **message: Any) -> dict[str, Any]:
         """Say something and wait for the answer."""
@@ -71,6 +78,10 @@ class Peer(Talk):
     def pid(self) -> int:
         """Its process id."""
         return self.process.pid
+
+    def _check(self) -> None:
+        if self.process.poll() is not None and not self.socket.poll(0):
+            raise PeerError(f"the peer ended with status {self.process.returncode}")
 
     def __enter__(self) -> Peer:
         return self

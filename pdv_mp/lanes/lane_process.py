@@ -54,7 +54,7 @@ def run_lane(
     edge = LaneEdge(context, run_dir, name, generations[name], bind=False, held=held)
     waiting = Waiting(config.handoff)
     try:
-        facts = {"fingerprint": config.fingerprint, "pid": os.getpid()}
+        facts = {"fingerprint": config.fingerprint, "processes": {name: os.getpid()}}
         edge.send(wire.LaneReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
         _serve(lane, edge, control, record, waiting)

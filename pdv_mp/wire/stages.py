@@ -64,7 +64,7 @@ def _take_sampling(columns: ColumnReader, length: int) -> SamplingColumns:
 
 @dataclass(slots=True, kw_only=True)
 class LaneReady:
-    """Lane to scheduler, once after start. ``facts``: ``fingerprint``, ``pid``."""
+    """Lane to scheduler, once after start. ``facts``: ``fingerprint``, ``processes``: its pid by name."""
 
     kind: ClassVar[int] = 32
     facts: dict[str, Any]

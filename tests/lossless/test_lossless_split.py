@@ -22,10 +22,41 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("draft",),
         {"num_speculative_tokens": 4, "kv_cache_memory": 200 * 384, "block_size": 4, "groups": 2},
     ),
+    "hybrid": (("prefill", "draft"), {"num_speculative_tokens": 3, "hybrid": True}),
     "draft apart": (("draft",), {"num_speculative_tokens": 5}),
     "pdv, tight memory": (
         ("prefill", "draft"),
         {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
+    ),
+    "pd, copy": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "copy"}),
+    "pd, handle": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "handle"}),
+    "pdv, copy": (("prefill", "draft"), {"num_speculative_tokens": 4, "kv_handoff": "copy"}),
+    "pdv, handle, two groups": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 3, "kv_handoff": "handle", "groups": 2},
+    ),
+    "pdv-paged, handle": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 2, "kv_layout": "paged", "kv_handoff": "handle"},
+    ),
+    "pdv-paged, copy, tight memory": (
+        ("prefill", "draft"),
+        {
+            "num_speculative_tokens": 4,
+            "kv_layout": "paged",
+            "kv_handoff": "copy",
+            "kv_cache_memory": 2 * 200 * 384,
+            "block_size": 4,
+        },
+    ),
+    "pdv, handle, tight memory": (
+        ("prefill", "draft"),
+        {
+            "num_speculative_tokens": 6,
+            "kv_handoff": "handle",
+            "kv_cache_memory": 2 * 200 * 384,
+            "block_size": 4,
+        },
     ),
 }
 
@@ -43,7 +74,9 @@ def test_every_token_is_the_verifiers_own(
     tiny_pair: TinyPair,
     oracle: Oracle,
     report_line: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pdv_mp.stages.draft.MAX_FED", 16)
     stages, options = CASES[case]
     seed = 100 * list(CASES).index(case) + int(deaths > 0)
     requests = requests_with_common_beginnings(np.random.default_rng(seed), 250)
@@ -63,6 +96,9 @@ def test_every_token_is_the_verifiers_own(
     check_lossless(f"{case}, {died} died", oracle, requests, results, expected, report_line)
     assert split.messages > 100
     assert not deaths or min(split.deaths.values()) >= 3
+    assert split.num_buffers == 0
+    if deaths and "draft" in stages and "kv_handoff" in options:
+        assert split.lost_rows > 10, "a draft lane that died has lost its KV"
 
 
 def test_cancels_reach_prompts_in_a_lane(tiny_pair: TinyPair, oracle: Oracle) -> None:
