@@ -6,22 +6,21 @@ and with so many requests open at once; each round twice, once to be timed and o
 which cost some time themselves. Prefix caching is off. All must give the same ids.
 
 Per edge: messages, bytes, and p50 and p99 of what each message or handoff cost (``info.handoffs``).
-Orchestration share and states come from the requests' timelines (docs/protocol.md). Tokens/s is
-output tokens / wall time, prefill included; median and range over the rounds. The servers run with
-``--trace``; the files stay in the output folder, and say what bench/handoff_gap.py takes the gap to
-the reference topology apart with. The first round is warm-up and is not counted.
+A message that comes while its receiver computes waits in the socket; how much of its ``wire`` that
+was is shown beside it. Orchestration share and states come from the requests' timelines
+(docs/protocol.md). Tokens/s is output tokens / wall time, prefill included; median and range over
+the rounds. The servers run with ``--trace``; the files stay in the output folder, and are what
+bench/handoff_gap.py takes the gap to the reference topology apart with. The first round is warm-up
+and is not counted.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,69 +28,27 @@ import click
 
 from bench.handoff_gap import PARTS as GAP_PARTS
 from bench.handoff_gap import Wall, fit_costs, gap
+from bench.handoff_tables import (
+    STATES,
+    Cell,
+    edge_rows,
+    edge_table,
+    gap_table,
+    topology_rows,
+    topology_table,
+    write_csv,
+)
 from bench.quick import held_out_prompts
 from bench.trace_reading import Traced, read_trace
 from pdv_mp import LLM, SamplingParams
 from pdv_mp.client import Client, Completion
-from pdv_mp.handoffs import PARTS, between, combine, report
-from pdv_mp.timeline import orchestration_share
+from pdv_mp.handoffs import between
 
 TOPOLOGIES = ("unified", "pd", "pdv", "baseline")
 """The first that is measured is the reference."""
 
-STATES = ("prefill", "draft", "verify", *PARTS, "text", "waiting")
-"""Where a request's time goes: three stages' compute, the parts of a handoff, the front's text
-work, and all other waiting."""
-
 Prompts = Sequence[Sequence[int]]
 Ids = list[list[int]]
-
-
-@dataclass
-class Cell:
-    """One topology at one concurrency, over all rounds."""
-
-    rates: list[float] = field(default_factory=list)
-    windows: list[tuple[tuple[int, int], int]] = field(default_factory=list)
-    handoffs: list[dict[str, Any]] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    state_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
-    tokens: int = 0
-
-    def add_timed(self, window: tuple[int, int], tokens: int, handoffs: dict[str, Any]) -> None:
-        """A round without timelines."""
-        self.rates.append(tokens * 1e9 / (window[1] - window[0]))
-        self.windows.append((window, tokens))
-        self.handoffs.append(handoffs)
-
-    def add_timelines(self, completions: Iterable[Completion]) -> None:
-        """A round with timelines."""
-        for completion in completions:
-            if completion.timeline is None:
-                raise RuntimeError("a request ended without its timeline")
-            self.shares.append(orchestration_share(completion.timeline))
-            self.tokens += len(completion.ids)
-            for name, entry in completion.timeline["states"].items():
-                self.state_ns[state_class(name)] += entry["ns"]
-
-    @property
-    def edges(self) -> dict[str, Any]:
-        """``info.handoffs`` of all timed rounds."""
-        return report(combine((found, 1) for found in self.handoffs))
-
-    def us_per_token(self, state: str) -> float:
-        """A request's time in a class of states, per token."""
-        return self.state_ns[state] / self.tokens / 1000
-
-
-def state_class(name: str) -> str:
-    """The one of :data:`STATES` that a timeline's state counts to."""
-    where, _, what = name.rpartition(".")
-    if what == "compute":
-        return where
-    if what == "outbox":
-        return "text"
-    return what if what in STATES else "waiting"
 
 
 def serve(
@@ -163,6 +120,20 @@ class Bench:
         return [[done.ids for done in passed] for passed in (timed, followed)]
 
 
+def named(name: str) -> tuple[str, dict[str, str]]:
+    """The topology and the options of its own that a name stands for, as in
+    ``pdv+kv-handoff=copy``. Raises click.BadParameter for an option without a value."""
+    topology, *texts = name.split("+")
+    return topology, _pairs(texts)
+
+
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    found = dict(text.partition("=")[::2] for text in texts)
+    if not all(found.values()):
+        raise click.BadParameter("an option is NAME=VALUE")
+    return found
+
+
 def walls(cells: dict[tuple[str, int], Cell], traces: dict[str, Traced]) -> dict[Any, Wall]:
     """Of each cell, the wall time of its timed rounds by what happened in it."""
     found = {}
@@ -201,89 +172,6 @@ def gaps(
     return rows
 
 
-def edge_rows(cells: dict[tuple[str, int], Cell]) -> list[dict[str, Any]]:
-    """By topology, concurrency and edge: counts, and p50 and p99 of each part in µs."""
-    rows = []
-    for (name, concurrency), cell in cells.items():
-        for edge, found in cell.edges.items():
-            row: dict[str, Any] = {"topology": name, "concurrency": concurrency, "edge": edge}
-            row.update({key: found[key] for key in ("messages", "bytes", "local")})
-            for part in PARTS:
-                known = found["parts"].get(part, {})
-                for number in ("n", "mean_us", "p50_us", "p99_us"):
-                    row[f"{part}_{number}"] = known.get(number)
-            rows.append(row)
-    return rows
-
-
-def topology_rows(cells: dict[tuple[str, int], Cell]) -> list[dict[str, Any]]:
-    """By topology and concurrency: tokens/s, orchestration share, µs per token by state."""
-    return [
-        {
-            "topology": name,
-            "concurrency": concurrency,
-            "tokens_per_s": statistics.median(cell.rates),
-            "tokens_per_s_min": min(cell.rates),
-            "tokens_per_s_max": max(cell.rates),
-            "orchestration_share": statistics.mean(cell.shares),
-            **{f"{state}_us_per_token": cell.us_per_token(state) for state in STATES},
-        }
-        for (name, concurrency), cell in cells.items()
-    ]
-
-
-def edge_table(rows: Iterable[dict[str, Any]]) -> str:
-    """A Markdown table; a handoff within one process has no message."""
-    lines = [
-        f"| topology | C | edge | messages (local) | bytes | {' | '.join(PARTS)} |",
-        "|" + " --- |" * (5 + len(PARTS)),
-    ]
-    for row in rows:
-        parts = [
-            "–" if row[f"{p}_n"] is None else f"{row[f'{p}_p50_us']:.0f} / {row[f'{p}_p99_us']:.0f}"
-            for p in PARTS
-        ]
-        counts = f"{row['messages']} ({row['local']}) | {row['bytes']}"
-        place = f"{row['topology']} | {row['concurrency']} | {row['edge']}"
-        lines.append(f"| {place} | {counts} | {' | '.join(parts)} |")
-    return "\n".join(lines)
-
-
-def topology_table(rows: Iterable[dict[str, Any]]) -> str:
-    """A Markdown table of throughput and orchestration share."""
-    lines = [
-        "| topology | C | tokens/s: median (range) | orchestration share |",
-        "|" + " --- |" * 4,
-    ]
-    for row in rows:
-        low, high = row["tokens_per_s_min"], row["tokens_per_s_max"]
-        rate = f"{row['tokens_per_s']:.0f} ({low:.0f}–{high:.0f})"
-        share = f"{row['orchestration_share']:.1%}"
-        lines.append(f"| {row['topology']} | {row['concurrency']} | {rate} | {share} |")
-    return "\n".join(lines)
-
-
-def gap_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table; µs per token."""
-    lines = [
-        f"| against {rows[0]['reference']} | C | gap | {' | '.join(GAP_PARTS)} |",
-        "|" + " --- |" * (3 + len(GAP_PARTS)),
-    ]
-    for row in rows:
-        parts = " | ".join(f"{row[part]:+.0f}" for part in GAP_PARTS)
-        place = f"{row['topology']} | {row['concurrency']}"
-        lines.append(f"| {place} | {row['gap_us_per_token']:+.0f} | {parts} |")
-    return "\n".join(lines)
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line for each row, under the names of the first row's fields."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
     try:
         found = [int(part) for part in text.split(",")]
@@ -294,11 +182,10 @@ def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str
     return found
 
 
-def _options(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> Any:
-    found = dict(text.partition("=")[::2] for text in texts)
-    if not all(found.values()):
-        raise click.BadParameter("give NAME=VALUE")
-    return found
+def _options(
+    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> dict[str, str]:
+    return _pairs(texts)
 
 
 @click.command(help=__doc__)
@@ -312,7 +199,7 @@ def _options(context: click.Context, parameter: click.Parameter, texts: Sequence
     default=",".join(TOPOLOGIES),
     show_default=True,
     metavar="LIST",
-    help="the first one is the reference",
+    help="the first one is the reference; pdv+kv-handoff=copy is pdv with that option",
 )
 @click.option("--requests", default=2, show_default=True, type=click.IntRange(1), help="per client")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(2))
@@ -348,8 +235,9 @@ def main(
     with ExitStack() as stack:
         clients = {}
         for name, path in files.items():
-            given: dict[str, Any] = {"enable_prefix_caching": False, "trace": path, **options}
-            llm = stack.enter_context(LLM(topology=name, **given))
+            topology, own = named(name)
+            given: dict[str, Any] = {"enable_prefix_caching": False, "trace": path}
+            llm = stack.enter_context(LLM(topology=topology, **given, **options, **own))
             clients[name] = stack.enter_context(Client(llm.ipc))
         bench = Bench(clients, requests, tokens)
         bench.run(held_out_prompts(prompt_length), concurrency, rounds)

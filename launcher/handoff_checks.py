@@ -22,6 +22,11 @@ def check_handoff(config: EngineConfig, row: Topology) -> None:
         raise ConfigError(
             f"--hybrid is for a topology that drafts in a process of its own; {row.name!r} does not"
         )
+    if config.handoff.draft_ahead and "draft" not in lanes:
+        raise ConfigError(
+            f"--draft-ahead is for a topology that drafts in a process of its own; {row.name!r} "
+            "does not"
+        )
     device = config.model.device
     if config.handoff.exclusive_device and device.startswith("cuda"):
         raise ConfigError("--exclusive-device is for a CPU; a GPU slices its time by itself")

@@ -23,9 +23,9 @@ class BatchRecord:
     """One batch that a stage ran; times in ns (monotonic).
 
     ``rows``: tokens fed, of a draft batch tokens proposed. ``decoding``: sequences that were in the
-    decode batch at that time, in this batch or waiting. ``groups``: groups of sequences of which
-    this batch was one's; the others may be with other stages meanwhile. ``idle_ns``: how long the
-    process had computed nothing before it picked this batch, 0 for its first one.
+    decode batch at that time, in this batch or waiting. ``groups``: those that the decode
+    batch is divided into. ``discarded``: draft tokens that a verification rejected. ``idle_ns``:
+    how long the process had computed nothing before it picked this batch, 0 for its first one.
     """
 
     stage: str
@@ -36,6 +36,7 @@ class BatchRecord:
     rows: int
     decoding: int
     groups: int
+    discarded: int
     idle_ns: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,6 +52,7 @@ class StageTotals:
     batches: int = 0
     sequences: int = 0
     rows: int = 0
+    discarded: int = 0
     batch_ns: int = 0
     compute_ns: int = 0
     idle_ns: int = 0
@@ -60,6 +62,7 @@ class StageTotals:
         self.batches += 1
         self.sequences += record.sequences
         self.rows += record.rows
+        self.discarded += record.discarded
         self.batch_ns += record.started_ns - record.picked_ns
         self.compute_ns += record.ended_ns - record.started_ns
         self.idle_ns += record.idle_ns
@@ -96,14 +99,15 @@ class BatchRecords:
         sequences: int,
         rows: int,
         decoding: int,
-        groups: int = 1,
+        groups: int,
+        discarded: int = 0,
     ) -> None:
         """A batch has ended."""
         host = stage if stage in self._lanes else _HERE
         idle_ns = batch.picked_ns - self._ended_ns.get(host, batch.picked_ns)
         self._ended_ns[host] = batch.ended_ns
         stamps = (batch.picked_ns, batch.started_ns, batch.ended_ns)
-        record = BatchRecord(stage, *stamps, sequences, rows, decoding, groups, idle_ns)
+        record = BatchRecord(stage, *stamps, sequences, rows, decoding, groups, discarded, idle_ns)
         self._records.append(record)
         self._totals.setdefault(stage, StageTotals()).add(record)
         if self.trace is not None:

@@ -272,6 +272,10 @@ class HandoffOptions(_Checked):
         minimum=0,
         maximum=1_000_000,
     )
+    draft_ahead: bool = option(
+        False,
+        help="a draft process goes on while its proposal is judged, as if all of it were accepted",
+    )
     hybrid: bool = option(
         False,
         help="a lone request is drafted by the verifier's process, where its topology drafts in "

@@ -31,7 +31,8 @@ def use_device(config: EngineConfig, process_name: str) -> None:
     if streams > 1 and process_name != POOLS:
         worker, _ = topology_of(config).place(process_name)
         priority = 0 if worker.stages == ("prefill",) else _DECODE_PRIORITY
-        torch.cuda.set_stream(torch.cuda.Stream(device, priority))
+        stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
+        torch.cuda.set_stream(stream)
 
 
 def finish(device: torch.device) -> None:

@@ -30,7 +30,11 @@ COUNTS = ("messages", "bytes", "kv_bytes", "local")
 """What is counted of an edge."""
 
 PARTS = ("encode", "wire", "decode", "inbox", "batch", "publish")
-_ARRIVAL = PARTS[:3]
+BUSY = "busy"
+"""How much of ``wire`` the receiver spent on its last batch, and did not look at its messages."""
+
+_ARRIVAL = (*PARTS[:3], BUSY)
+_HERE = ""
 
 BUCKETS_PER_OCTAVE = 16
 """A percentile is right to 2 ** (1 / 32), about 2 %."""
@@ -118,9 +122,10 @@ class Handoffs:
     def __init__(self) -> None:
         self.trace: Trace | None = None
         self._edges = {edge: Handoff() for edge in EDGES}
-        self._waiting: dict[str, tuple[str, int]] = {}
+        self._waiting: dict[tuple[str, int], tuple[str, int]] = {}
         self._known_ns: dict[str, int] = {}
         self._last_order_ns: dict[str, int] = {}
+        self._last_batch: dict[str, tuple[int, int]] = {}
 
     def __getitem__(self, edge: str) -> Handoff:
         return self._edges[edge]
@@ -134,26 +139,33 @@ class Handoffs:
         handoff.bytes += stamps.size
         self._arrived(edge, stamps, replica)
 
-    def returned(self, edge: str, stamps: Stamps, ended_ns: int) -> None:
-        """The results of a lane's batch came, which the lane had known since ``ended_ns``."""
+    def returned(self, edge: str, stamps: Stamps, batch: BatchStamps) -> None:
+        """The results of a lane's batch came."""
         self.received(edge, stamps)
-        self._edges[edge].publishes.add(stamps.encode_ns - ended_ns)
-        self._known_ns[edge.partition(">")[0]] = stamps.decoded_ns
+        self._edges[edge].publishes.add(stamps.encode_ns - batch.ended_ns)
+        stage = edge.partition(">")[0]
+        self._known_ns[stage] = stamps.decoded_ns
+        self._last_batch[stage] = (batch.picked_ns, batch.ended_ns)
 
     def picked(self, edge: str, order: Stamps, batch: BatchStamps, busy_ns: int = 0) -> None:
         """A lane picked something that an order brought it; ``busy_ns`` of the time since then it
         had computed for others. An order of several parts has arrived once."""
         if order.encode_ns > self._last_order_ns.get(edge, 0):
             self._last_order_ns[edge] = order.encode_ns
-            self._arrived(edge, order)
+            self._arrived(edge, order, lane=edge.partition(">")[2])
         self._edges[edge].inboxes.add(batch.picked_ns - busy_ns - order.decoded_ns)
         self._edges[edge].batches.add(batch.started_ns - batch.picked_ns)
 
-    def _arrived(self, edge: str, stamps: Stamps, replica: int = 0) -> None:
+    def _arrived(self, edge: str, stamps: Stamps, replica: int = 0, lane: str = _HERE) -> None:
+        """A message was received by this process or by the lane of a stage, which may have been
+        busy with its last batch when it was sent."""
+        picked_ns, ended_ns = self._last_batch.get(lane, (0, 0))
+        busy_ns = min(ended_ns, stamps.received_ns) - max(picked_ns, stamps.sent_ns)
         self._edges[edge].arrivals.add(
             stamps.sent_ns - stamps.encode_ns,
             stamps.received_ns - stamps.sent_ns,
             stamps.decoded_ns - stamps.received_ns,
+            max(0, busy_ns),
         )
         if self.trace is not None:
             self.trace.message(edge, stamps, replica)
@@ -166,6 +178,7 @@ class Handoffs:
     def delivered(self, message: Tokens, taken_ns: int) -> None:
         """The front has dealt with the tokens of a message since ``taken_ns``."""
         ended_ns = time.monotonic_ns()
+        self._last_batch[_HERE] = (taken_ns, ended_ns)
         self._edges["verify>front"].inboxes.add(taken_ns - message.stamps.decoded_ns)
         if self.trace is not None:
             stamps = (taken_ns, taken_ns, ended_ns)
@@ -178,25 +191,29 @@ class Handoffs:
         self._edges[edge].local += 1
         self.follows(edge, now)
 
-    def waits(self, edge: str, now: int) -> None:
-        """What came over an edge is in the inbox of its stage here, where it waits since ``now``
-        for a batch; so does what was there before it."""
-        self._waiting.setdefault(edge.partition(">")[2], (edge, now))
+    def waits(self, edge: str, now: int, group: int = 0) -> None:
+        """What came over an edge is in the inbox of its stage here, and since ``now`` it waits for
+        a batch of its group."""
+        self._waiting[edge.partition(">")[2], group] = (edge, now)
 
-    def begun(self, stage: str, picked_ns: int, started_ns: int) -> None:
+    def begun(self, stage: str, picked_ns: int, started_ns: int, group: int = 0) -> None:
         """A batch of a stage of this process was picked from its inbox and started."""
-        waiting = self._waiting.pop(stage, None)
+        waiting = self._waiting.pop((stage, group), None)
         if waiting is not None:
             edge, since = waiting
             self._edges[edge].inboxes.add(picked_ns - since)
             self._edges[edge].batches.add(started_ns - picked_ns)
 
     def ended(self, stage: str, picked_ns: int, ended_ns: int) -> None:
-        """Its results are known. What waited meanwhile for another stage did so because the worker
-        was busy, which is no part of a handoff."""
-        for other, (edge, since) in self._waiting.items():
-            self._waiting[other] = (edge, since + ended_ns - max(picked_ns, since))
+        """Its results are known."""
+        self.busy(picked_ns, ended_ns)
+        self._last_batch[_HERE] = (picked_ns, ended_ns)
         self._known_ns = {stage: ended_ns}
+
+    def busy(self, since_ns: int, until_ns: int) -> None:
+        """The worker could not pick anything: no part of a handoff for what waited meanwhile."""
+        for other, (edge, since) in self._waiting.items():
+            self._waiting[other] = (edge, since + until_ns - max(since_ns, since))
 
     def follows(self, edge: str, now: int) -> None:
         """What follows from results is on its way: its encoding starts. Nothing is recorded of
@@ -250,7 +267,9 @@ def report(edges: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         edge: {
             **{name: found[name] for name in COUNTS},
             "parts": {
-                part: summary(found["parts"][part]) for part in PARTS if part in found["parts"]
+                part: summary(found["parts"][part])
+                for part in (*PARTS, BUSY)
+                if part in found["parts"]
             },
         }
         for edge in EDGES

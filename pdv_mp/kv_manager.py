@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdv_mp.counters import Counters
 from pdv_mp.memory.blocks import extend_digests
 from pdv_mp.pools import Pools
-from pdv_mp.sequences import Sequence, SequenceTable
+from pdv_mp.sequences import Sequence, SequenceTable, Slots
 
 
 class KVManager:
@@ -25,6 +25,7 @@ class KVManager:
         self._counters = counters
         self._prefix_caching = prefix_caching
         self._computing: dict[bytes, Sequence] = {}
+        self._lingering: list[tuple[int, list[bytes], bool]] = []
 
     def admit(self, sequence: Sequence, lookahead: int, spare: int) -> bool:
         """Give a sequence a slot with room for its tokens and ``lookahead`` more.
@@ -67,15 +68,40 @@ class KVManager:
             self._computed(sequence, digests)
 
     def vacate(self, sequence: Sequence) -> None:
-        """Take a sequence's slot back and keep what others may use; no stage may have it."""
-        slot = sequence.slot
+        """Take a sequence's slot back and keep what others may use; no stage may have it.
+
+        A slot to which a draft lane may still write is kept apart until :meth:`halted`.
+        """
+        slot, digests = sequence.slot, []
         if self._prefix_caching:
-            self._pools.release(slot, self._written(sequence), sequence.params.speculate)
+            digests = self._written(sequence)
             self._computed(sequence, sequence.digests)
+        sequence.slot = -1
+        if self._table.ahead[slot]:
+            self._lingering.append((slot, list(digests), sequence.params.speculate))
+        else:
+            self._free(slot, digests, sequence.params.speculate)
+
+    @property
+    def num_lingering(self) -> int:
+        """Slots that are kept apart."""
+        return len(self._lingering)
+
+    def halted(self, going_on: Slots) -> None:
+        """No draft lane writes ahead any more, except to ``going_on``."""
+        self._table.ahead[:] = False
+        self._table.ahead[going_on] = True
+        freed = [entry for entry in self._lingering if not self._table.ahead[entry[0]]]
+        self._lingering = [entry for entry in self._lingering if self._table.ahead[entry[0]]]
+        for slot, digests, with_draft in freed:
+            self._free(slot, digests, with_draft)
+
+    def _free(self, slot: int, digests: list[bytes], with_draft: bool) -> None:
+        if self._prefix_caching:
+            self._pools.release(slot, digests, with_draft)
         else:
             self._pools.release(slot)
         self._table.clear(slot)
-        sequence.slot = -1
 
     def _readable(self, sequence: Sequence) -> list[bytes]:
         """Names of the blocks that a sequence may take over: one token must be left to compute."""

@@ -373,6 +373,17 @@ class Scheduler:
                 sequence.timeline.enter(_RESTART, now)
                 self._waiting.appendleft(sequence)
 
+    # ------------------------------------------------------------------ draft-ahead
+
+    @property
+    def num_lingering(self) -> int:
+        """Slots that nobody owns but a draft lane that writes ahead."""
+        return self._kv.num_lingering
+
+    def halted(self, going_on: Slots) -> None:
+        """The draft lane writes ahead to the slots ``going_on`` only; others can be used again."""
+        self._kv.halted(going_on)
+
     # ------------------------------------------------------------------ the decode cycle
 
     def start_cycle(self, now: int, drafting: Drafting = Drafting.HERE, group: int = 0) -> Cycle:
@@ -429,8 +440,11 @@ class Scheduler:
             sequence = self._by_slot[slots[index]]
             while sequence is not None and not self._kv.grow(sequence.slot, int(wanted[index])):
                 youngest = max(filter(None, self._by_slot), key=lambda item: item.age)
-                if youngest.phase is Phase.PREFILLING or table.in_flight[youngest.slot]:
-                    # A stage has it; what it holds can be taken when it is handed back.
+                a_stage_has_it = (
+                    youngest.phase is Phase.PREFILLING or table.in_flight[youngest.slot]
+                )
+                if a_stage_has_it or self._kv.num_lingering:
+                    # What a stage has can be taken when it is handed back.
                     sequence.timeline.enter(_BATCH_QUEUE, now)
                     stalled.add(index)
                     break
@@ -586,7 +600,7 @@ class Scheduler:
             if target > table.room[slot]:
                 raise RuntimeError(f"slot {slot}: {target} rows, room for {table.room[slot]}")
         owned = {slot for slot, sequence in enumerate(self._by_slot) if sequence is not None}
-        if len(owned) != self._pools.slots_in_use:
+        if len(owned) + self._kv.num_lingering != self._pools.slots_in_use:
             raise RuntimeError(f"{self._pools.slots_in_use} slots in use, {len(owned)} owned")
-        if self.num_open == 0 and self._pools.blocks_in_use:
+        if not self.num_open and not self._kv.num_lingering and self._pools.blocks_in_use:
             raise RuntimeError(f"{self._pools.blocks_in_use} blocks leaked")

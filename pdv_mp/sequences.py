@@ -83,6 +83,7 @@ class SequenceTable:
     ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
     ``group``: which of the groups that take turns it belongs to. ``in_flight``: its cycle has
     begun and its verdict is still to come.
+    ``ahead``: a draft lane may go on writing to the slot until it says that it has stopped.
     ``known_to_draft``: the draft stage has been told the slot's sampling parameters.
     """
 
@@ -103,6 +104,7 @@ class SequenceTable:
         self.known_to_draft = np.zeros(num_slots, np.bool_)
         self.group = np.zeros(num_slots, np.int64)
         self.in_flight = np.zeros(num_slots, np.bool_)
+        self.ahead = np.zeros(num_slots, np.bool_)
         self.logprobs = np.full(num_slots, -1, np.int64)
         self.prompt_logprobs = np.full(num_slots, -1, np.int64)
         self.stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)

@@ -28,7 +28,7 @@ PART_PREFIX = "trace-"
 
 BATCH, MESSAGE = 1, 2
 
-BATCH_STAGES = ("prefill", "draft", "verify", "text")
+BATCH_STAGES = ("prefill", "draft", "verify", "text", "tokenizer")
 """Whose batches are recorded; ``text`` is the front's work on a message with tokens."""
 
 EDGES = (
@@ -38,8 +38,11 @@ EDGES = (
     "prefill>verify",
     "verify>draft",
     "draft>verify",
+    "front>tokenizer",
+    "tokenizer>front",
 )
-"""All edges of a replica, those that join two stages of one process too."""
+"""All edges of a replica, those that join two stages of one process too, and those between the
+front and a tokenizer, whose number stands for that of the replica."""
 
 RECORD = np.dtype(
     [

@@ -163,6 +163,7 @@ class Worker:
             self._release,
         )
         self._prefill_turn = True
+        self._halting = False
         self._groups = [Group(index) for index in range(config.handoff.groups)]
 
     def trace_to(self, trace: Trace) -> None:
@@ -207,9 +208,17 @@ class Worker:
         elif isinstance(message, wire.PrefillResult) and stage == "prefill":
             self._prefilled_by_lane(message)
         elif isinstance(message, wire.Withdrawn) and stage == "prefill":
+            self.handoffs.received("prefill>verify", message.stamps)
             for sequence in self.scheduler.sequences(message.slots):
                 self.scheduler.end_now(sequence, Finish.ABORT)
+        elif isinstance(message, wire.Halted) and stage == "draft":
+            self._halting = False
+            self.scheduler.halted(np.zeros(0, np.int64))
         elif isinstance(message, wire.DraftResult) and stage == "draft":
+            self.counters.ahead_drafts += message.ahead_drafts
+            self.counters.ahead_hits += message.ahead_hits
+            if self._config.handoff.draft_ahead:
+                self.scheduler.halted(message.proposal.slots)
             self._drafted_by_lane(message)
         else:
             raise WireError(f"a {stage} lane cannot send a {type(message).__name__} message")
@@ -229,6 +238,8 @@ class Worker:
             self.scheduler.requeue_prefilling(now)
             return
         self.table.known_to_draft[:] = False
+        self._halting = False
+        self.scheduler.halted(np.zeros(0, np.int64))
         self._arrivals.draft_lane_died()
         for group in self._groups:
             if self._arrivals.private:
@@ -256,7 +267,7 @@ class Worker:
                 _PREFILL.ordered(sequence, stamps)
                 self.handoffs.picked("verify>prefill", stamps, batch, busy_ns)
             _PREFILL.computed(sequence, batch, busy_ns)
-        self.handoffs.returned("prefill>verify", message.stamps, batch.ended_ns)
+        self.handoffs.returned("prefill>verify", message.stamps, batch)
         self._note("prefill", batch, len(sequences), int(result.lengths.sum()))
         done = set(result.slots.tolist())
         enter_all((s for s in sequences if s.slot not in done), _PREFILL_INBOX, batch.ended_ns)
@@ -277,9 +288,9 @@ class Worker:
             _DRAFT.computed(sequence, message.batch, message.busy_ns)
         _DRAFT.returned(sequences, message.stamps)
         enter_all(sequences, _VERIFY_INBOX, message.stamps.decoded_ns)
-        self.handoffs.picked("verify>draft", message.order, message.batch)
-        self.handoffs.returned("draft>verify", message.stamps, message.batch.ended_ns)
-        self.handoffs.waits("draft>verify", message.stamps.decoded_ns)
+        self.handoffs.picked("verify>draft", message.order, message.batch, message.busy_ns)
+        self.handoffs.returned("draft>verify", message.stamps, message.batch)
+        self.handoffs.waits("draft>verify", message.stamps.decoded_ns, group.index)
         self._note("draft", message.batch, len(sequences), int(proposal.lengths.sum()))
         group.parts.append(proposal)
 
@@ -287,6 +298,13 @@ class Worker:
 
     def step(self) -> bool:
         """Run the most urgent batch. False if nothing can be done before a message arrives."""
+        progressed = self._run_most_urgent()
+        if self.scheduler.num_lingering and not self._halting and not self._is_owed:
+            self._halting = True
+            self._lanes["draft"](wire.Halt())
+        return progressed
+
+    def _run_most_urgent(self) -> bool:
         self._arrivals.drop_ended()
         self._admit()
         run = self._most_urgent()
@@ -297,7 +315,9 @@ class Worker:
         asked = time.monotonic_ns()
         with self._lock:
             self._move_pending(_BUSY_OF, asked)
-            self._move_pending(_INBOX_OF, time.monotonic_ns())
+            now = time.monotonic_ns()
+            self._move_pending(_INBOX_OF, now)
+            self.handoffs.busy(asked, now)
             return run()
 
     def _most_urgent(self) -> Callable[[], bool] | None:
@@ -320,6 +340,11 @@ class Worker:
         """Whether a cycle has been started and its verdict is still to come."""
         return any(group.is_busy for group in self._groups)
 
+    @property
+    def _is_owed(self) -> bool:
+        """Whether a draft lane owes a proposal."""
+        return any(group.owed is not None for group in self._groups)
+
     def _admit(self) -> None:
         if self.prefill is None and "prefill" not in self._ready_lanes:
             return
@@ -330,9 +355,10 @@ class Worker:
         slots = np.array([sequence.slot for sequence in sequences], np.int64)
         order = prefill_order(self.table, slots)
         if self.prefill is not None:
-            self.prefill.put(order)
+            if not self.prefill.inbox:
+                self.handoffs.waits("verify>prefill", now)
             self.handoffs["verify>prefill"].local += 1
-            self.handoffs.waits("verify>prefill", now)
+            self.prefill.put(order)
         else:
             self._lanes["prefill"](wire.PrefillWork(order=order))
 
@@ -358,6 +384,7 @@ class Worker:
         else:
             # All wait for room that others in some stage hold, or have been pre-empted.
             waiting_for_lanes = self.prefill is None and self.scheduler.num_prefilling > 0
+            waiting_for_lanes |= self.scheduler.num_lingering > 0
             return not waiting_for_lanes and not self._in_flight
         return True
 
@@ -395,14 +422,14 @@ class Worker:
         if order is None:
             return
         sequences = self.scheduler.sequences(order.slots)
-        started = self._begin("draft", sequences, picked)
+        started = self._begin("draft", sequences, picked, group.index)
         proposal = self.draft.run(order)
         self._end("draft", sequences, picked, started, int(order.lengths.sum()))
         group.parts.append(proposal)
         now = time.monotonic_ns()
         enter_all(sequences, _VERIFY_INBOX, now)
         self.handoffs.handed("draft>verify", now)
-        self.handoffs.waits("draft>verify", now)
+        self.handoffs.waits("draft>verify", now, group.index)
 
     def _run_verify(self, group: Group) -> bool:
         picked = time.monotonic_ns()
@@ -413,16 +440,18 @@ class Worker:
         if proposal is None:
             return True
         sequences = self.scheduler.sequences(proposal.slots)
-        started = self._begin("verify", sequences, picked)
+        started = self._begin("verify", sequences, picked, group.index)
         verdict = self.verify.run(proposal)
         rows = int(proposal.lengths.sum()) + len(proposal.slots)
-        self._end("verify", sequences, picked, started, rows)
+        discarded = int(proposal.lengths.sum() - verdict.accepted.sum())
+        self._end("verify", sequences, picked, started, rows, discarded)
         self.verify.commit(verdict)
         now = time.monotonic_ns()
         self.scheduler.verified(verdict, now)
-        if self.draft is not None:
+        goes_on = self.scheduler.has_cycle_of(group.index)
+        if goes_on and self._who_drafts() is Drafting.HERE:
             self.handoffs.handed("verify>draft", now)
-            self.handoffs.waits("verify>draft", now)
+            self.handoffs.waits("verify>draft", now, group.index)
         if self._config.server.check_invariants:
             self.scheduler.check()
         return True
@@ -438,7 +467,7 @@ class Worker:
             if state is not None:
                 sequence.timeline.enter(state, now)
 
-    def _begin(self, stage: str, sequences: list[Sequence], picked: int) -> int:
+    def _begin(self, stage: str, sequences: list[Sequence], picked: int, group: int = 0) -> int:
         """Stamp a batch as picked and started; all that wait elsewhere are kept busy by it."""
         enter_all(sequences, _BATCH[stage], picked)
         self._move_pending(_BUSY_OF, picked)
@@ -446,22 +475,34 @@ class Worker:
             self._record.enter([sequence.request for sequence in sequences])
         started = time.monotonic_ns()
         enter_all(sequences, _COMPUTE[stage], started)
-        self.handoffs.begun(stage, picked, started)
+        self.handoffs.begun(stage, picked, started, group)
         return started
 
     def _end(
-        self, stage: str, sequences: list[Sequence], picked: int, started: int, rows: int
+        self,
+        stage: str,
+        sequences: list[Sequence],
+        picked: int,
+        started: int,
+        rows: int,
+        discarded: int = 0,
     ) -> int:
         """Stamp a batch's results as known, and record it."""
         ended = time.monotonic_ns()
         enter_all(sequences, _PUBLISH[stage], ended)
         self._move_pending(_INBOX_OF, ended)
         self.handoffs.ended(stage, picked, ended)
-        self._note(stage, BatchStamps(picked, started, ended), len(sequences), rows)
+        self._note(stage, BatchStamps(picked, started, ended), len(sequences), rows, discarded)
         return ended
 
-    def _note(self, stage: str, batch: BatchStamps, sequences: int, rows: int) -> None:
-        self.batches.note(stage, batch, sequences, rows, self.scheduler.num_running)
+    def _note(
+        self, stage: str, batch: BatchStamps, sequences: int, rows: int, discarded: int = 0
+    ) -> None:
+        scheduler, groups = self.scheduler, 1
+        if len(self._groups) > 1:
+            groups = sum(scheduler.has_cycle_of(group.index) for group in self._groups)
+        running = scheduler.num_running
+        self.batches.note(stage, batch, sequences, rows, running, groups, discarded)
 
     # ------------------------------------------------------------------ questions
 

@@ -21,7 +21,7 @@ from pdv_mp.lanes.injected_delay import HeldFrames, delay_of, parse_delays, rece
 from pdv_mp.lanes.waiting import Waiting
 from pdv_mp.resources import attach_resources, build_resources
 from pdv_mp.threads import set_threads
-from pdv_mp.topology import topology_of
+from pdv_mp.topology import POOLS, topology_of
 from pdv_mp.trace import open_trace
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
@@ -124,6 +124,8 @@ def run_worker(
     edge = FrontEdge(context, run_dir, generation, replica, delay_of(delays, "front>verify"))
     waiting = Waiting(config.handoff)
     worker.processes[name] = os.getpid()
+    if resources.pools_pid is not None:
+        worker.processes[POOLS] = resources.pools_pid
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
         edge.send(wire.EngineReady(facts=facts))

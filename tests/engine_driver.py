@@ -112,7 +112,8 @@ class WatchedWorker(Worker):
     ) -> None:
         super().__init__(resources, config, lanes=lanes)
         self._watchers = [KVWatcher(self, resources.target, self.table.target_len)]
-        if resources.draft is not None:
+        # A lane that drafts ahead writes guesses beside what the engine knows of.
+        if resources.draft is not None and not config.handoff.draft_ahead:
             self._watchers.append(KVWatcher(self, resources.draft, self.table.draft_len))
         fill = self.table.fill
 

@@ -67,7 +67,9 @@ class SplitWorker(WatchedWorker):
             rule = acceptance_rule(config.speculation.acceptance)
             receiver = KVReceiver(resources.caches, resources.num_blocks)
             return DraftLane(
-                DraftStage(resources.draft, rule, resources.num_slots), receiver=receiver
+                DraftStage(resources.draft, rule, resources.num_slots),
+                receiver=receiver,
+                ahead=config.handoff.draft_ahead,
             )
         prefill = PrefillStage(
             resources.target, resources.draft, resources.num_slots, resources.max_model_len
@@ -111,6 +113,10 @@ class SplitWorker(WatchedWorker):
 
     def lane_died(self, stage: str, slots: Iterable[int]) -> None:
         before = self.table.draft_len.copy()
+        if stage == "draft" and self._shared.plan.private_caches:
+            # Also those that the lane was computing again, and had told us of.
+            prompts = [s.slot for s in self.scheduler._prompts()]
+            before[np.setdiff1d(np.arange(len(before)), prompts)] = 1
         super().lane_died(stage, slots)
         self._notice_losses(before)
 
@@ -135,6 +141,7 @@ class SplitWorker(WatchedWorker):
                 partial(self._revive, stage),
                 partial(self._deliver, stage),
                 partial(self._run_lane, stage),
+                partial(self._run_ahead, stage),
                 partial(self._take_result, stage),
             ]
         progressed = any(actions[index]() for index in self._rng.permutation(len(actions)))
@@ -161,11 +168,25 @@ class SplitWorker(WatchedWorker):
 
     def _run_lane(self, stage: str) -> bool:
         lane = self._lane_of[stage]
-        result = None if lane is None else lane.step(lambda slots: None)
+        result = (
+            None
+            if lane is None
+            else lane.step(self._check_owners if stage == "prefill" else _nothing)
+        )
         if result is None:
             return False
         self._answer(stage, result)
         return True
+
+    def _check_owners(self, slots: list[int]) -> None:
+        """No prompt goes into a slot to which the draft lane may still write."""
+        draft = self._lane_of.get("draft")
+        if isinstance(draft, DraftLane) and draft._stage._ahead is not None:
+            assert not set(slots) & set(draft._stage._ahead.slots.tolist())
+
+    def _run_ahead(self, stage: str) -> bool:
+        lane = self._lane_of[stage]
+        return lane is not None and lane.run_ahead()
 
     def _take_result(self, stage: str) -> bool:
         if not self._back[stage]:
@@ -198,6 +219,10 @@ class SplitWorker(WatchedWorker):
                 cache.close()
         self.deaths[stage] += 1
         self.lane_died(stage, [])
+
+
+def _nothing(slots: list[int]) -> None:
+    """Nothing is to be done before a batch."""
 
 
 def make_split(

@@ -12,6 +12,8 @@ from split_engine import make_split
 from tiny_model import VOCABULARY, TinyPair
 
 from pdv_mp.handoffs import (
+    BUSY,
+    PARTS,
     SAMPLES_WAITING,
     Handoffs,
     Samples,
@@ -70,13 +72,13 @@ def test_reports_add_up_and_can_be_subtracted() -> None:
     assert (found["messages"], found["bytes"]) == (2, 128)
     assert found["parts"]["wire"]["total_ns"] == 990 + 1090
     assert {part: entry["n"] for part, entry in found["parts"].items()} == dict.fromkeys(
-        ("encode", "wire", "decode", "inbox", "batch"), 2
+        ("encode", "wire", "decode", "inbox", "batch", "busy"), 2
     )
     for _ in range(3):
         one.received("draft>verify", Stamps(0, 10, 510, 520, 32))
     later = between(before, one.as_dict())["draft>verify"]
     assert (later["messages"], later["bytes"]) == (3, 96)
-    assert set(later["parts"]) == {"encode", "wire", "decode"}
+    assert set(later["parts"]) == {"encode", "wire", "decode", "busy"}
     assert later["parts"]["wire"]["mean_us"] == 0.5
     assert later["parts"]["wire"]["p50_us"] == pytest.approx(0.5, rel=0.03)
 
@@ -90,6 +92,23 @@ def test_time_in_which_the_worker_computes_something_else_is_no_part_of_a_handof
     parts = handoffs.as_dict()["verify>draft"]["parts"]
     assert parts["inbox"]["total_ns"] == 300
     assert parts["batch"]["total_ns"] == 50
+
+
+def test_a_message_that_waits_for_a_busy_receiver_says_so() -> None:
+    handoffs = Handoffs()
+    handoffs.ended("verify", 1000, 5000)
+    handoffs.received("front>verify", Stamps(1990, 2000, 5100, 5110))
+    handoffs.received("front>verify", Stamps(5990, 6000, 6100, 6110))
+    parts = handoffs.as_dict()["front>verify"]["parts"]
+    assert parts["wire"]["total_ns"] == 3100 + 100
+    assert parts[BUSY]["total_ns"] == 3000
+    order, batch = Stamps(10, 20, 30, 40), BatchStamps(100, 110, 500)
+    handoffs.picked("verify>prefill", order, batch)
+    handoffs.returned("prefill>verify", Stamps(600, 610, 620, 630), batch)
+    handoffs.picked("verify>prefill", Stamps(300, 310, 550, 560), BatchStamps(600, 610, 900))
+    parts = handoffs.as_dict()["verify>prefill"]["parts"]
+    assert parts["wire"]["total_ns"] == 10 + 240
+    assert parts[BUSY]["total_ns"] == 190
 
 
 def test_an_order_of_several_prompts_is_one_message() -> None:
@@ -116,9 +135,9 @@ def test_stages_of_one_process_hand_over_without_messages(tiny_pair: TinyPair) -
     run(worker, requests(6), np.random.default_rng(0))
     found = report(msgpack.unpackb(msgpack.packb(worker.info()["handoffs"])))
     assert set(found) == {"verify>prefill", "prefill>verify", "verify>draft", "draft>verify"}
-    verified = worker.batches.totals()["verify"]["batches"]
-    drafted = worker.batches.totals()["draft"]["batches"]
-    assert found["verify>draft"]["local"] == verified
+    totals = worker.batches.totals()
+    drafted = totals["draft"]["batches"]
+    assert 0 < found["verify>draft"]["local"] < totals["verify"]["batches"]
     assert found["draft>verify"]["local"] == drafted
     assert found["draft>verify"]["parts"]["inbox"]["n"] == drafted
     for edge in found.values():
@@ -144,14 +163,7 @@ def test_lanes_hand_over_by_messages(tiny_pair: TinyPair) -> None:
     for edge in found.values():
         for part in edge["parts"].values():
             assert part["total_ns"] >= 0
-    assert set(found["draft>verify"]["parts"]) == {
-        "encode",
-        "wire",
-        "decode",
-        "inbox",
-        "batch",
-        "publish",
-    }
+    assert set(found["draft>verify"]["parts"]) == {*PARTS, BUSY}
 
 
 def test_the_record_of_batches_has_their_idle_time(tiny_pair: TinyPair) -> None:
@@ -163,9 +175,13 @@ def test_the_record_of_batches_has_their_idle_time(tiny_pair: TinyPair) -> None:
         assert batch.idle_ns == (0 if before is None else batch.picked_ns - before.ended_ns)
         before = batch
     totals = worker.batches.totals()
+    counters = worker.counters
+    rejected = counters.drafted_tokens - counters.accepted_tokens
+    assert totals["verify"]["discarded"] == rejected > 0
     for stage, total in totals.items():
         chosen = [batch for batch in worker.batches if batch.stage == stage]
         assert total["batches"] == len(chosen)
         assert total["rows"] == sum(batch.rows for batch in chosen)
+        assert total["discarded"] == sum(batch.discarded for batch in chosen)
         assert total["idle_ns"] == sum(batch.idle_ns for batch in chosen)
         assert total["compute_ns"] == sum(b.ended_ns - b.started_ns for b in chosen)

@@ -7,7 +7,7 @@ hand-overs: it is right only if each kernel saw what the one before it, in the o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -35,14 +35,9 @@ def measure_hop(report: Report) -> None:
     buffer = CudaBuffer.create(CudaRuntime(), _SIZE, 1, gpu.device())
     try:
         with Peer("hop") as peer:
-            events = [torch.cuda.Event(interprocess=True) for _ in range(_RING)]
-            answer = peer.ask(
-                handle=buffer.handle().hex(), events=[e.ipc_handle().hex() for e in events]
-            )
-            theirs = [
-                torch.cuda.Event.from_ipc_handle(gpu.device(), bytes.fromhex(text))
-                for text in answer["events"]
-            ]
+            events, handles = zip(*(gpu.shared_event() for _ in range(_RING)), strict=True)
+            answer = peer.ask(handle=buffer.handle().hex(), events=handles)
+            theirs = [gpu.open_event(handle) for handle in answer["events"]]
             count = buffer.words()
             expected = 0
             for way in WAYS:
@@ -71,17 +66,12 @@ def hop_peer(talk: Talk) -> None:
     order = talk.receive()
     handle = bytes.fromhex(order["handle"])
     buffer = CudaBuffer.open(CudaRuntime(), handle, _SIZE, 1, gpu.device())
-    theirs = [
-        torch.cuda.Event.from_ipc_handle(gpu.device(), bytes.fromhex(text))
-        for text in order["events"]
-    ]
-    events = [torch.cuda.Event(interprocess=True) for _ in range(_RING)]
-    talk.send(events=[event.ipc_handle().hex() for event in events])
+    theirs = [gpu.open_event(handle) for handle in order["events"]]
+    events, handles = zip(*(gpu.shared_event() for _ in range(_RING)), strict=True)
+    talk.send(events=handles)
     while "stop" not in (order := talk.receive()):
         talk.send(ready=True)
-        _hand_over(
-            talk, order["way"], buffer.words(), events, theirs, order["rounds"], first=False
-        )
+        _hand_over(talk, order["way"], buffer.words(), events, theirs, order["rounds"], first=False)
         gpu.synchronize()
     buffer.close()
 
@@ -90,8 +80,8 @@ def _hand_over(
     talk: Talk,
     way: str,
     count: torch.Tensor,
-    mine: list[torch.cuda.Event],
-    theirs: list[torch.cuda.Event],
+    mine: Sequence[torch.cuda.Event],
+    theirs: Sequence[torch.cuda.Event],
     rounds: int,
     first: bool,
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -80,7 +82,7 @@ def importer_peer(talk: Talk) -> None:
     buffer.words()[order["word"]] = os.getpid()
     found = {
         "magic": int(buffer.words()[0]),
-        "sum": int(buffer.tensor()[-4096:].sum(dtype=torch.int64)),
+        "sum": _sum_of(buffer),
         "uuid": gpu_uuid(gpu.device()),
         "open_ms": opened,
         "gb_per_s": [
@@ -89,8 +91,13 @@ def importer_peer(talk: Talk) -> None:
     }
     gpu.synchronize()
     talk.send(**found)
-    talk.receive()
+    while "look" in talk.receive():
+        talk.send(sum=_sum_of(buffer))
     buffer.close()
+
+
+def _sum_of(buffer: CudaBuffer) -> int:
+    return int(buffer.tensor()[-4096:].sum(dtype=torch.int64))
 
 
 def measure_owner_death(report: Report) -> None:
@@ -102,12 +109,16 @@ def measure_owner_death(report: Report) -> None:
             os.kill(owner.pid, signal.SIGKILL)
             owner.process.wait()
         try:
-            importer.send(stop=True)
-            importer.process.wait(30)
+            right = importer.ask(look=True)["sum"] == 7 * 4096
+            report.text("reading afterwards", "what was there" if right else "other contents")
         except PeerError as error:
-            report.text("closing the mapping afterwards", f"fails: {error}")
-        else:
-            report.text("closing the mapping afterwards", f"exit {importer.process.returncode}")
+            report.text("reading afterwards", f"fails: {error}")
+        importer.send(stop=True)
+        try:
+            status = importer.process.wait(30)
+            report.text("closing the mapping afterwards", f"the process ends with status {status}")
+        except subprocess.TimeoutExpired:
+            report.text("closing the mapping afterwards", "hangs")
     with Peer("owner") as owner:
         made = owner.ask(size=8 * _MIB)
         owner_pid = owner.pid
@@ -120,6 +131,16 @@ def measure_owner_death(report: Report) -> None:
             except PeerError as error:
                 found = f"refused: {error}"
         report.text("opening a handle of a process that was killed", found)
+
+
+def share_between_peers(report: Report, environment: Mapping[str, str], what: str) -> None:
+    """Whether two processes with that in their environment can share memory."""
+    with Peer("owner", environment) as owner, Peer("importer", environment) as importer:
+        made = owner.ask(size=8 * _MIB)
+        found = importer.ask(handle=made["handle"], size=8 * _MIB, word=1)
+        if found["sum"] != 7 * 4096:
+            raise RuntimeError(f"{what}: a process sees other contents than its owner's")
+        report.text(what, "right")
 
 
 def owner_peer(talk: Talk) -> None:

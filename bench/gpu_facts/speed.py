@@ -55,7 +55,7 @@ def measure_launches(report: Report) -> None:
     report.numbers("launch of a small kernel, host", "µs", queued)
     report.numbers("small kernels one after another, until done", "µs", done)
     repeats = report.repeats(500, 50)
-    event = torch.cuda.Event()
+    event = gpu.event()
 
     def kernel_and_wait() -> None:
         one.add_(1)
@@ -100,7 +100,7 @@ def measure_gemm(report: Report) -> None:
         "TFLOP/s",
         [2 * size**3 / ms / 1e9 for ms in found],
     )
-    report.text("float32 products may use TF32", torch.backends.cuda.matmul.allow_tf32)
+    report.text("precision of float32 products", torch.get_float32_matmul_precision())
 
 
 def measure_graphs(report: Report) -> None:
@@ -121,7 +121,7 @@ def measure_graphs(report: Report) -> None:
 def kernel_gaps(count: int) -> list[float]:
     """Microseconds between the ends of ``count`` small kernels, launched one after another."""
     values = torch.zeros(1 << 16, device=gpu.device())
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events = [gpu.timing_event() for _ in range(count + 1)]
     gpu.synchronize()
     for event in events:
         values.add_(1)

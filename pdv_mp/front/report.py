@@ -14,13 +14,14 @@ from pdv_mp.front.admission import ModelFacts
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_facts import together
 from pdv_mp.front.inquiries import EngineInfo
+from pdv_mp.front.memory import MemoryAccount
 from pdv_mp.front.outbox import Connection
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
 from pdv_mp.handoffs import Handoffs
 from pdv_mp.handoffs import report as handoff_report
-from pdv_mp.topology import topology_of
+from pdv_mp.topology import FRONT, topology_of
 
 _ALIKE = ("block_size",)
 """Numbers in a scheduler's answer that are the same for all replicas and are not summed."""
@@ -43,6 +44,7 @@ class Reporter:
         self._roster = Roster(topology_of(config), replicas)
         self._instance = instance
         self._limits = limits
+        self._memory = MemoryAccount(on_gpu=str(self._facts["device"]).startswith("cuda"))
         self._handoffs = handoffs
 
     def died(self, name: str) -> None:
@@ -88,6 +90,7 @@ class Reporter:
         engines = merged([found[number] for number in sorted(found)])
         handoffs = merged([engines.pop("handoffs", {}), self._handoffs.as_dict()])
         processes = self._roster.processes
+        everyone = {FRONT: os.getpid(), **processes}
         counters = {
             **engines.pop("counters", {}),
             "open_requests": len(service.journal.open),
@@ -117,7 +120,8 @@ class Reporter:
             "away": self._roster.away,
             "handoffs": handoff_report(handoffs),
             **engines,
-            "processes": {"front": os.getpid(), **processes},
+            "processes": everyone,
+            "memory": self._memory.of(everyone),
         }
 
 

@@ -21,6 +21,8 @@ EDGES = (
     "prefill>verify",
     "verify>draft",
     "draft>verify",
+    "front>tokenizer",
+    "tokenizer>front",
 )
 """The edges between processes, named by their stages."""
 

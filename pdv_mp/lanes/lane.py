@@ -35,6 +35,9 @@ class Lane(Protocol):
     def step(self, before: BeforeBatch) -> wire.StageMessage | None:
         """Run one batch and return its result, or None if there is nothing to do."""
 
+    def run_ahead(self) -> bool:
+        """Do a little of what may be asked for next; False if there is nothing to guess."""
+
     def close(self) -> None:
         """The process is about to end."""
 
@@ -124,6 +127,9 @@ class PrefillLane:
                 rows += sender.pack(slot, tokens, speculates)
         return rows
 
+    def run_ahead(self) -> bool:
+        return False
+
     def close(self) -> None:
         """Free what has been handed on and not been released."""
         if self._sender is not None:
@@ -134,15 +140,25 @@ class DraftLane:
     """Orders one after the other; each group of requests has at most one here."""
 
     def __init__(
-        self, stage: DraftStage, lock: Lock | None = None, receiver: KVReceiver | None = None
+        self,
+        stage: DraftStage,
+        lock: Lock | None = None,
+        receiver: KVReceiver | None = None,
+        ahead: bool = False,
     ) -> None:
-        """``receiver``: what takes over the KV that comes with orders, where caches are private."""
+        """``receiver``: what takes over the KV that comes with orders, where caches are private.
+        ``ahead``: go on while proposals are judged."""
         self._stage = stage
+        self._ahead = ahead
+        self._counted = (0, 0)
         self._receiver = receiver
         self._lock = lock or NoLock()
         self._orders: deque[tuple[Stamps, list[int]]] = deque()
 
     def take(self, message: wire.StageMessage) -> list[wire.StageMessage]:
+        if isinstance(message, wire.Halt):
+            self._stage.halt()
+            return [wire.Halted()]
         if not isinstance(message, wire.DraftWork):
             raise WireError(f"a draft lane cannot handle a {type(message).__name__} message")
         lost = []
@@ -152,6 +168,12 @@ class DraftLane:
         self._stage.put(message.order)
         self._orders.append((message.stamps, lost))
         return []
+
+    def run_ahead(self) -> bool:
+        if self._stage.inbox:
+            return False
+        with self._lock:
+            return self._stage.run_ahead()
 
     def close(self) -> None:
         """Nothing outlives the process."""
@@ -172,11 +194,19 @@ class DraftLane:
         before(order.slots.tolist())
         started = time.monotonic_ns()
         proposal = without_drafts(order) if lost else self._stage.run(order)
+        ended = time.monotonic_ns()
+        drafts, hits = self._stage.ahead_drafts, self._stage.ahead_hits
+        new_drafts, new_hits = drafts - self._counted[0], hits - self._counted[1]
+        self._counted = (drafts, hits)
+        if self._ahead and not lost:
+            self._stage.begin_ahead(proposal)
         return wire.DraftResult(
             cycle=order.cycle,
             proposal=proposal,
-            batch=BatchStamps(picked, started, time.monotonic_ns()),
+            batch=BatchStamps(picked, started, ended),
             order=stamps,
+            ahead_drafts=new_drafts,
+            ahead_hits=new_hits,
             busy_ns=picked - asked if self._lock.exclusive else 0,
             lost=np.array(lost, np.int64),
         )

@@ -83,7 +83,8 @@ def _make_lane(config: EngineConfig, name: str, resources: Resources, lock: Lock
     if worker.stages == ("draft",) and resources.draft is not None:
         rule = acceptance_rule(config.speculation.acceptance)
         receiver = KVReceiver(resources.caches, resources.num_blocks)
-        return DraftLane(DraftStage(resources.draft, rule, resources.num_slots), lock, receiver)
+        drafts = DraftStage(resources.draft, rule, resources.num_slots)
+        return DraftLane(drafts, lock, receiver, config.handoff.draft_ahead)
     raise RuntimeError(f"{name} hosts {worker.stages}, which no lane can")
 
 
@@ -100,8 +101,8 @@ def _serve(
             for answer in lane.take(message):
                 edge.send(answer)
         result = lane.step(record.enter)
-        if result is None:
+        if result is not None:
+            edge.send(result, time.monotonic_ns())
+        elif not lane.run_ahead():
             record.leave()
             waiting.wait(edge.due_ns)
-        else:
-            edge.send(result, time.monotonic_ns())

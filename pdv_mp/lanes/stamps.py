@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 
 from pdv_mp.sequences import Sequence
 from pdv_mp.timeline import state_index
-from pdv_mp.wire.frames import Stamps
+from pdv_mp.wire.frames import BatchStamps, Stamps
 
-
-@dataclass(frozen=True, slots=True)
-class BatchStamps:
-    """A batch of a lane: picked from its inbox, started, results known (ns, monotonic)."""
-
-    picked_ns: int
-    started_ns: int
-    ended_ns: int
+__all__ = ["BatchStamps", "BusyClock", "LaneStates"]
 
 
 @dataclass(frozen=True, slots=True)

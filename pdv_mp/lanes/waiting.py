@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from contextlib import suppress
 
 import zmq
 
@@ -45,6 +46,11 @@ class Timer:
             number = ctypes.get_errno()
             raise OSError(number, f"timerfd_settime: {os.strerror(number)}")
 
+    def clear(self) -> None:
+        """Be readable no longer; what was set and has not come stays set."""
+        with suppress(BlockingIOError):
+            os.read(self.fd, 8)
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.fd)
@@ -84,6 +90,8 @@ class Waiting:
         if until_ns is not None:
             self._timer_at(until_ns)
         self._poller.poll()
+        if self._timer is not None:
+            self._timer.clear()
 
     def _spin(self, until_ns: int | None, end_ns: int | None) -> bool:
         """Ask until there is a message or ``until_ns`` is over; False at ``end_ns``."""

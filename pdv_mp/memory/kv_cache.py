@@ -130,6 +130,10 @@ class KVCache(ABC):
             mask=None if group.mask is None else F.pad(group.mask, (1, 0)),
         )
 
+    def capacity(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows for which each of these slots has room, [B]."""
+        return np.full(len(slots), self.max_model_len, np.int64)
+
     def _call_cost(self) -> int:
         """Pairs of a query row and a key whose attention takes as long as one more call does.
 
@@ -422,6 +426,11 @@ class PagedKVCache(KVCache):
     def reset(self) -> None:
         """Take all blocks from all slots; nobody may be using them."""
         self.block_table.fill(self.dummy_block)
+
+    def capacity(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        held = (self.block_table[slots] != self.dummy_block).sum(axis=1, dtype=np.int64)
+        rows: NDArray[np.int64] = np.minimum(held * self.block_size, self.max_model_len)
+        return rows
 
     def set_blocks(self, slot: int, block_ids: Sequence[int]) -> None:
         """Let a slot's sequence live in these blocks, in this order; replaces what was there."""

@@ -10,6 +10,7 @@ from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources import ModelRunner
 from pdv_mp.speculation.acceptance import AcceptanceRule, DraftLaws
 from pdv_mp.speculation.sampling import SamplingTable
+from pdv_mp.stages.draft_ahead import Ahead
 from pdv_mp.stages.messages import Column, DraftOrder, Proposal
 
 MAX_FED = 256
@@ -29,6 +30,9 @@ class DraftStage:
         self._rule = rule
         self._sampling = SamplingTable(num_slots)
         self.inbox: deque[DraftOrder] = deque()
+        self._ahead: Ahead | None = None
+        self.ahead_drafts = 0
+        self.ahead_hits = 0
 
     def put(self, order: DraftOrder) -> None:
         """Take over the slots of an order until their proposal is returned."""
@@ -49,34 +53,105 @@ class DraftStage:
         self._sampling.put(order.slots[order.fresh], order.sampling)
         ids = np.full((len(order.slots), int(order.lengths.max())), -1, np.int64)
         laws = DraftLaws(*ids.shape)
-        token_ids, starts = self._catch_up(order)
-        fed = order.base - starts
-        active = np.arange(len(order.slots))
-        cache = self._draft.cache
-        batch = self._batch(token_ids, fed, starts, order.slots)
-        plan = cache.plan(batch)
-        for step in range(ids.shape[1]):
-            if step:
-                going = active[order.lengths[active] > step]
-                token_ids = ids[going, step - 1]
-                if len(going) == len(active):
+        known = self._use_ahead(order, ids)
+        batch, plan, active = None, None, np.flatnonzero(known < order.lengths)
+        step = 0
+        while len(active):
+            if step == 0:
+                batch = self._first_batch(order, ids, known, active)
+                plan = self._draft.cache.plan(batch)
+            else:
+                going = active[known[active] < order.lengths[active]]
+                token_ids = ids[going, known[going] - 1]
+                if batch is not None and plan is not None and len(going) == len(active):
                     batch = batch.advance(token_ids)
-                    plan = cache.advance(plan, batch)
-                else:
+                    plan = self._draft.cache.advance(plan, batch)
+                elif len(going):
                     active = going
                     batch = self._batch(
                         token_ids,
                         np.ones_like(active),
-                        order.base[active] + step - 1,
+                        order.base[active] + known[active] - 1,
                         order.slots[active],
                     )
-                    plan = cache.plan(batch)
+                    plan = self._draft.cache.plan(batch)
+                else:
+                    break
             logits = self._draft.forward(batch, plan)
-            rows = self._sampling.rows(batch.slots, order.base[active] + step)
+            rows = self._sampling.rows(batch.slots, order.base[active] + known[active])
             drafts = self._rule.propose(logits, rows)
-            ids[active, step] = drafts.ids.cpu().numpy()
+            ids[active, known[active]] = drafts.ids.cpu().numpy()
             laws.put(active, step, drafts.law)
+            known[active] += 1
+            step += 1
         return Proposal(order.slots, order.base, order.lengths, ids, laws.tensor)
+
+    def _first_batch(
+        self, order: DraftOrder, ids: Column, known: Column, active: Column
+    ) -> ForwardBatch:
+        """What the caches lack, or the last draft that is known of an entry already."""
+        token_ids, starts = self._catch_up(order)
+        fed = order.base - starts
+        if not known[active].any() and len(active) == len(order.slots):
+            return self._batch(token_ids, fed, starts, order.slots)
+        ends = np.cumsum(fed)
+        parts = [
+            ids[row, known[row] - 1 : known[row]] if known[row] else token_ids[end - count : end]
+            for row, end, count in zip(active, ends[active], fed[active], strict=True)
+        ]
+        lacking = known[active] == 0
+        return self._batch(
+            np.concatenate(parts),
+            np.where(lacking, fed[active], 1),
+            np.where(lacking, starts[active], order.base[active] + known[active] - 1),
+            order.slots[active],
+        )
+
+    # ------------------------------------------------------------------ draft-ahead
+
+    def begin_ahead(self, proposal: Proposal) -> None:
+        """Be ready to go on from a proposal that was just made. The slots stay with the stage until
+        its next order, or :meth:`halt`."""
+        self._ahead = Ahead.after(proposal, self._draft.cache.capacity(proposal.slots))
+
+    def run_ahead(self) -> bool:
+        """One more guess for every sequence of the last proposal; False if there is none to make.
+
+        The guess at absolute position ``base - 1 + i`` is made by step i.
+        """
+        ahead = self._ahead
+        if ahead is None or ahead.is_complete:
+            return False
+        step = ahead.guesses.shape[1]
+        batch = self._batch(
+            ahead.guesses[:, -1] if step else ahead.last,
+            np.ones_like(ahead.slots),
+            ahead.base - 2 + step,
+            ahead.slots,
+        )
+        rows = self._sampling.rows(ahead.slots, ahead.base - 1 + step)
+        drafts = self._rule.propose(self._draft.forward(batch), rows)
+        guess = drafts.ids.cpu().numpy()[:, None]
+        ahead.guesses = np.concatenate([ahead.guesses, guess], axis=1)
+        self.ahead_drafts += len(ahead.slots)
+        return True
+
+    def halt(self) -> None:
+        """Hand back the slots of the last proposal; what was guessed for them is lost."""
+        self._ahead = None
+
+    def _use_ahead(self, order: DraftOrder, ids: Column) -> Column:
+        """Write the drafts that were guessed into ``ids``; how many each entry has, [B]."""
+        known = np.zeros(len(order.slots), np.int64)
+        if self._ahead is not None:
+            for row, drafts in enumerate(self._ahead.found(order)):
+                known[row] = len(drafts)
+                ids[row, : len(drafts)] = drafts
+                self.ahead_hits += len(drafts)
+            self._ahead = None
+        return known
+
+    # ------------------------------------------------------------------ feeding
 
     def _catch_up(self, order: DraftOrder) -> tuple[Column, Column]:
         """Tokens to feed with the first step, and where those of each slot start. Of a text that

@@ -333,8 +333,8 @@ class InfoReply:
 
 
 EngineMessage = Open | Close | Tokens | PromptLogprobs | EngineReady | InfoRequest | InfoReply
-_CODEC: FrameCodec[EngineMessage] = FrameCodec(
+CODEC: FrameCodec[EngineMessage] = FrameCodec(
     (Open, Close, Tokens, PromptLogprobs, EngineReady, InfoRequest, InfoReply)
 )
-encode = _CODEC.encode
-decode = _CODEC.decode
+encode = CODEC.encode
+decode = CODEC.decode

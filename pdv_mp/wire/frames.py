@@ -48,6 +48,15 @@ class Stamps:
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BatchStamps:
+    """A batch of a process: picked from its inbox, started, results known (ns, monotonic)."""
+
+    picked_ns: int
+    started_ns: int
+    ended_ns: int
+
+
 class ColumnReader:
     """Cuts columns off the end of a frame, checking that it is long enough."""
 

@@ -64,7 +64,8 @@ def _take_sampling(columns: ColumnReader, length: int) -> SamplingColumns:
 
 @dataclass(slots=True, kw_only=True)
 class LaneReady:
-    """Lane to scheduler, once after start. ``facts``: ``fingerprint``, ``processes``: its pid by name."""
+    """Lane to scheduler, once after start. ``facts``: ``fingerprint``, and ``processes``, its pid
+    by name."""
 
     kind: ClassVar[int] = 32
     facts: dict[str, Any]
@@ -289,9 +290,42 @@ class DraftWork:
 
 
 @dataclass(slots=True, kw_only=True)
+class Halt:
+    """Scheduler to draft lane: draft ahead no further. Answered by :class:`Halted`."""
+
+    kind: ClassVar[int] = 39
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        return [], []
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Halt:
+        () = fields
+        return cls(stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
+class Halted:
+    """Draft lane to scheduler: no slot is written to before the next order."""
+
+    kind: ClassVar[int] = 40
+    stamps: Stamps = field(default_factory=Stamps)
+
+    def _fields(self) -> tuple[list[Any], _Columns]:
+        return [], []
+
+    @classmethod
+    def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Halted:
+        () = fields
+        return cls(stamps=stamps)
+
+
+@dataclass(slots=True, kw_only=True)
 class DraftResult:
     """Draft lane to scheduler: the proposal of a cycle. ``order``: the stamps of its order.
-    ``busy_ns``: how long the lane waited for a device that others were using.
+    ``busy_ns``: how long the lane waited for a device that others were using. ``ahead_drafts``,
+    ``ahead_hits``: tokens drafted ahead since the last proposal, and those used in this one.
 
     ``lost``: slots whose KV the lane could not take over, because the process that had it is gone;
     then nothing is proposed, and the lane has not learned the parameters of the order. All other KV
@@ -304,6 +338,8 @@ class DraftResult:
     batch: BatchStamps
     order: Stamps
     busy_ns: int = 0
+    ahead_drafts: int = 0
+    ahead_hits: int = 0
     lost: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     stamps: Stamps = field(default_factory=Stamps)
 
@@ -314,7 +350,7 @@ class DraftResult:
             *proposal.ids.shape,
             [batch.picked_ns, batch.started_ns, batch.ended_ns],
             [order.encode_ns, order.sent_ns, order.received_ns, order.decoded_ns],
-            self.busy_ns,
+            [self.busy_ns, self.ahead_drafts, self.ahead_hits],
             len(self.lost),
         ]
         columns = (proposal.slots, proposal.base, proposal.lengths, proposal.ids, self.lost)
@@ -322,7 +358,8 @@ class DraftResult:
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftResult:
-        cycle, entries, width, batch, order, busy_ns, lost = fields
+        cycle, entries, width, batch, order, counts, lost = fields
+        busy_ns, ahead_drafts, ahead_hits = counts
         proposal = Proposal(
             slots=_slots(columns, entries),
             base=_slots(columns, entries),
@@ -335,6 +372,8 @@ class DraftResult:
             batch=BatchStamps(*batch),
             order=Stamps(*order),
             busy_ns=busy_ns,
+            ahead_drafts=ahead_drafts,
+            ahead_hits=ahead_hits,
             lost=_slots(columns, lost),
             stamps=stamps,
         )
@@ -349,9 +388,22 @@ StageMessage = (
     | PrefillResult
     | DraftWork
     | DraftResult
+    | Halt
+    | Halted
 )
 _CODEC: FrameCodec[StageMessage] = FrameCodec(
-    (LaneReady, PrefillWork, Withdraw, Withdrawn, Release, PrefillResult, DraftWork, DraftResult)
+    (
+        LaneReady,
+        PrefillWork,
+        Withdraw,
+        Withdrawn,
+        Release,
+        PrefillResult,
+        DraftWork,
+        DraftResult,
+        Halt,
+        Halted,
+    )
 )
 encode = _CODEC.encode
 decode = _CODEC.decode

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.handoff import STATES, main, state_class
+from bench.handoff import main
 from bench.handoff_figure import COLOURS, draw
 from bench.handoff_gap import (
     PARTS,
@@ -23,6 +23,7 @@ from bench.handoff_gap import (
     gap,
     intervals,
 )
+from bench.handoff_tables import STATES, state_class
 from pdv_mp import timeline
 
 numbers = st.integers(0, 10**9)

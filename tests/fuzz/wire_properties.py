@@ -173,7 +173,7 @@ def _engine_frames() -> list[bytes]:
         engine.InfoRequest(number=4),
         engine.InfoReply(number=4, info={"counters": {"tokens": 1}}),
     ]
-    assert {type(message) for message in messages} == set(engine._CODEC.types)
+    assert {type(message) for message in messages} == set(engine.CODEC.types)
     return [bytes(engine.encode(message, 1, 2)) for message in messages]
 
 

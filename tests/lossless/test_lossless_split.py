@@ -22,6 +22,17 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("draft",),
         {"num_speculative_tokens": 4, "kv_cache_memory": 200 * 384, "block_size": 4, "groups": 2},
     ),
+    "draft-ahead": (("prefill", "draft"), {"num_speculative_tokens": 2, "draft_ahead": True}),
+    "draft-ahead, tight paged memory": (
+        ("prefill", "draft"),
+        {
+            "num_speculative_tokens": 3,
+            "draft_ahead": True,
+            "kv_layout": "paged",
+            "kv_cache_memory": 200 * 384,
+            "block_size": 4,
+        },
+    ),
     "hybrid": (("prefill", "draft"), {"num_speculative_tokens": 3, "hybrid": True}),
     "draft apart": (("draft",), {"num_speculative_tokens": 5}),
     "pdv, tight memory": (
@@ -95,6 +106,7 @@ def test_every_token_is_the_verifiers_own(
     died = split.deaths if deaths else "no lane"
     check_lossless(f"{case}, {died} died", oracle, requests, results, expected, report_line)
     assert split.messages > 100
+    assert bool(split.counters.ahead_hits) == bool(options.get("draft_ahead"))
     assert not deaths or min(split.deaths.values()) >= 3
     assert split.num_buffers == 0
     if deaths and "draft" in stages and "kv_handoff" in options:
