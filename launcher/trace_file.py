@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from pdv_mp.config import ConfigError
-from pdv_mp.topology_rows import FRONT, Topology
+from pdv_mp.topology_rows import FRONT, STAGES, Topology
 from pdv_mp.trace import BATCH, BATCH_STAGES, EDGES, TracePart, read_parts
+
+TOKENIZER = "tokenizer"
+"""What the processes that tokenize are called, with a number, and their end of an edge."""
 
 Track = tuple[str, str]
 """Names of a process and of a thread in it."""
@@ -99,10 +102,10 @@ def _batch(process: str, record: list[Any], row: Topology) -> tuple[Track, _Slic
         "decoding": decoding,
         "batch_ns": started - picked,
     }
-    if process == FRONT:
+    if stage not in STAGES:
         del arguments["decoding"]
-    host = process if process == FRONT else _host(stage, process, row)
-    return (host, stage), _Slice(picked, ended, stage, arguments)
+        return (process, stage), _Slice(picked, ended, stage, arguments)
+    return (_host(stage, process, row), stage), _Slice(picked, ended, stage, arguments)
 
 
 def _message(
@@ -110,22 +113,29 @@ def _message(
 ) -> Iterator[tuple[Track, _Slice]]:
     what, replica, size, _, _, encode, sent, received, decoded = record
     edge = EDGES[what]
-    scheduler = row.scheduler_names[replica] if process == FRONT else process
-    sender, receiver = (_host(stage, scheduler, row) for stage in edge.split(">"))
+    peer = process
+    if TOKENIZER in edge:
+        peer = f"{TOKENIZER}-{replica}"
+    elif process == FRONT:
+        peer = row.scheduler_names[replica]
+    sender, receiver = (_host(stage, peer, row) for stage in edge.split(">"))
     arguments = {"wire_ns": received - sent}
     if size:
         arguments["bytes"] = size
-    track = f"{edge} {scheduler}" if process == FRONT and row.replicas > 1 else edge
+    track = f"{edge} {peer}" if process == FRONT and row.replicas > 1 else edge
     yield (sender, track), _Slice(encode, sent, f"encode {edge}", arguments, flow, "s")
     yield (receiver, track), _Slice(received, decoded, f"decode {edge}", arguments, flow, "f")
 
 
-def _host(stage: str, scheduler: str, row: Topology) -> str:
-    """The process that hosts a stage for the replica of a scheduler's process."""
+def _host(stage: str, peer: str, row: Topology) -> str:
+    """The process that hosts a stage: the front, the tokenizer ``peer``, or, for the replica of the
+    scheduler's process ``peer``, whoever the topology says."""
     if stage == FRONT:
         return FRONT
-    _, replica = row.place(scheduler)
-    return row.lanes(replica).get(stage, scheduler)
+    if stage == TOKENIZER:
+        return peer
+    _, replica = row.place(peer)
+    return row.lanes(replica).get(stage, peer)
 
 
 def _separate(slices: list[_Slice]) -> None:
@@ -139,7 +149,8 @@ def _separate(slices: list[_Slice]) -> None:
 
 
 def _events(tracks: dict[Track, list[_Slice]], row: Topology) -> Iterator[dict[str, Any]]:
-    order = {name: number for number, name in enumerate(row.process_names, 1)}
+    names = dict.fromkeys((*row.process_names, *(process for process, _ in tracks)))
+    order = {name: number for number, name in enumerate(names, 1)}
     threads = sorted(tracks, key=lambda track: (order[track[0]], ">" in track[1], track[1]))
     for name in dict.fromkeys(process for process, _ in threads):
         yield _metadata("process_name", order[name], 0, {"name": name})

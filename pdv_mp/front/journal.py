@@ -1,6 +1,7 @@
 """The open requests: what each asked for, what it was sent, and who waits for what.
 
-A request is in one of three places. *Waiting*: accepted, and queued here until a replica's
+A request is in one of four places. *Untokenized*: open, but not accepted yet, since a tokenizer
+still has its prompt (see :mod:`pdv_mp.front.tokenizers`). *Waiting*: accepted, and queued here until a replica's
 scheduler has a credit free. *Running*: opened at the scheduler of one replica, which holds one
 credit for it. *Closing*: ended here, by a stop text, a cancel or a lost client, while the scheduler
 has yet to give the credit back. Closing requests are not open any more; only their keys are kept.
@@ -58,7 +59,9 @@ class Request:
     """An open request.
 
     ``replica``: where it runs, or waits to be alone; None while it waits for any.
-    ``params`` has its ``max_tokens`` and ``seed`` filled in. ``output_ids`` are the tokens so far;
+    ``untokenized``: its prompt's ids are not known yet, and it is not accepted; ``cancelled``: its
+    client has ended it before that. ``params`` has its ``max_tokens`` and ``seed`` filled in when
+    it is accepted. ``output_ids`` are the tokens so far;
     ``drafted`` their flags. ``timeline`` is the front's own until the first tokens arrive;
     ``snapshot`` is the latest that the worker sent, packed, and ``overlapped`` what this process
     did beside the baton since. ``queued_ns`` to ``opened_ns`` it waited here for a credit, then
@@ -103,6 +106,8 @@ class Request:
     killed: list[str] = field(default_factory=list)
     held: tuple[Any, ...] | None = None
     parking: bool = False
+    untokenized: bool = False
+    cancelled: bool = False
     ended: bool = False
 
     @property
@@ -147,6 +152,10 @@ class Journal:
         key = self._next_key
         self._next_key += 1
         return key
+
+    def expect(self, request: Request) -> None:
+        """A request is open whose prompt's ids are not known yet."""
+        self.open[request.key] = request
 
     def add(self, request: Request) -> None:
         """Queue an accepted request behind those that wait."""

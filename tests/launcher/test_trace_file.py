@@ -178,6 +178,23 @@ def test_messages_sent_in_one_go_share_no_time(tmp_path: Path) -> None:
     ]
 
 
+def test_tokenizers_have_tracks_of_their_own(tmp_path: Path) -> None:
+    front = Trace(tmp_path / f"{PART_PREFIX}front.0")
+    front.message("front>tokenizer", Stamps(10, 20, 100, 110, 7), replica=1)
+    front.message("tokenizer>front", Stamps(200, 210, 220, 230, 7), replica=1)
+    front.close()
+    tokenizer = Trace(tmp_path / f"{PART_PREFIX}tokenizer-1.0")
+    tokenizer.batch("tokenizer", (120, 130, 190), 1, 9)
+    tokenizer.close()
+    write_trace(tmp_path, ROWS["unified"], tmp_path / "trace.json")
+    trace = TraceFile(tmp_path / "trace.json")
+    assert trace.stages == {("tokenizer-1", "tokenizer")}
+    assert set(trace.slices) == {
+        ("tokenizer-1", "tokenizer"),
+        *((process, edge) for process in ("front", "tokenizer-1") for edge in trace.arrows),
+    }
+
+
 def test_a_path_that_cannot_be_written_is_refused_at_once(
     tiny_pair: TinyPair, tmp_path: Path
 ) -> None:
