@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz docs-check lint type models quick prefix slow-reader acceptance handoff clean
+.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance handoff clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ test: install ## run the tests that need neither minutes nor a GPU
 
 test-slow: install ## run the tests that take long
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
+
+# Another environment that has the packages of pyproject.toml: make gpu RUN=python3
+gpu: $(if $(filter $(VENV)/%,$(RUN)),install) ## on a GPU: its tests, every topology's losslessness, docs/gpu_facts.md
+	@$(RUN) -m pytest -m gpu; tests=$$?; $(RUN) -m bench.gpu_facts && exit $$tests
 
 fuzz: install ## fuzz the decoders of messages, guided by coverage, for FUZZ_SECONDS
 	$(RUN) tests/fuzz/fuzz_wire.py $(FUZZ_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launcher.devices import visible_gpus
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.lanes.injected_delay import parse_delays
 from pdv_mp.topology import Topology
@@ -30,6 +31,12 @@ def check_handoff(config: EngineConfig, row: Topology) -> None:
     device = config.model.device
     if config.handoff.exclusive_device and device.startswith("cuda"):
         raise ConfigError("--exclusive-device is for a CPU; a GPU slices its time by itself")
+    on_cpu = device == "cpu" or (device == "auto" and visible_gpus() == 0)
+    if config.scheduling.streams > 1 and on_cpu:
+        raise ConfigError(
+            f"--streams {config.scheduling.streams} is for a GPU, and the device here is cpu: "
+            "leave it out"
+        )
     if config.speculation.acceptance == "rejection" and "draft" in lanes:
         raise ConfigError(
             "--acceptance rejection needs the draft's probabilities where the verifier is; "

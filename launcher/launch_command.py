@@ -202,6 +202,7 @@ def serve(
         sweep_stale()
         run_directory = RunDirectory()
         try:
+            run_directory.write(CONFIG_FILE, config.to_json())
             code = _supervise(
                 config, run_directory.path, signals, started, ready_file, ready_fd, parent_fd
             )
@@ -272,7 +273,6 @@ def _supervise(
             except OSError as error:
                 say(f"{path} keeps an old process id: {error.strerror}")
 
-    (run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     supervisor = Supervisor(
         run_dir,
         row,
@@ -333,9 +333,9 @@ def write_whole(path: Path, text: str) -> None:
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _check_ready_file(path: Path) -> None:

@@ -35,27 +35,47 @@ class RunDirectory:
         if longest > MAX_SOCKET_PATH:
             raise ConfigError(
                 f"the folder for sockets, {base}, has too long a name (the kernel allows "
-                f"{MAX_SOCKET_PATH} bytes for a socket's path); set TMPDIR to a shorter one"
+                f"{MAX_SOCKET_PATH} bytes for a socket's path); set XDG_RUNTIME_DIR to a shorter "
+                "one"
             )
         try:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         except OSError as error:
-            raise ConfigError(
-                f"cannot create a folder for sockets in {base}: {error.strerror}; set TMPDIR"
-            ) from error
-        # Locked before it gets its name, so that nobody can find it unlocked.
+            raise _unusable(f"cannot create a folder for sockets in {base}", error) from error
+        self._lock = -1
+        try:
+            self._make_lock()
+        except OSError as error:
+            self.remove()
+            raise _unusable(f"cannot write to the folder for sockets in {base}", error) from error
+
+    def _make_lock(self) -> None:
+        """The lock is held before the file gets its name, so that nobody can find it free."""
         fresh = self.path / f"{LOCK_FILE}.new"
         self._lock = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.write(self._lock, f"{os.getpid()}\n".encode())
         fresh.rename(self.path / LOCK_FILE)
 
+    def write(self, name: str, text: str) -> None:
+        """Writes a file in the directory. Raises ConfigError if it can have no room there."""
+        try:
+            (self.path / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            what = f"cannot write to the folder for sockets in {self.path.parent}"
+            raise _unusable(what, error) from error
+
     def remove(self) -> None:
         """Removes the directory and everything in it, then gives up the lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def _unusable(what: str, error: OSError) -> ConfigError:
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"{what}: {reason}; set XDG_RUNTIME_DIR to another one")
 
 
 def run_base() -> Path:

@@ -8,11 +8,11 @@ Layout, int64 in native order: the number of requests, then their keys.
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+
+from pdv_mp.mapped_file import create_mapped
 
 _NUMBER = struct.Struct("=q")
 
@@ -25,18 +25,11 @@ def record_path(run_dir: Path, worker: str, generation: int) -> Path:
 class FlightRecord:
     """The worker's end; ``capacity`` is the most requests that it may work on at once.
 
-    Raises OSError if the file cannot be made, or its disk is full: that is found here, since later
-    a store to it would end the process.
+    Raises OSError as :func:`~pdv_mp.mapped_file.create_mapped` does.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:
-        size = (1 + capacity) * _NUMBER.size
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)
+        self._map = create_mapped(path, (1 + capacity) * _NUMBER.size)
 
     def enter(self, requests: Sequence[int]) -> None:
         """From now on the worker works on these requests, by key."""

@@ -80,14 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         generations = {**options.generations, options.name: options.generation}
         _run_role(options.name, options.run_dir, generations, control)
     except Exception as error:
-        expected = _is_users_error(error)
-        if not expected:
+        sentence = _sentence(error)
+        if sentence is None:
             logging.getLogger(__name__).exception("%s failed", options.name)
         if control.ready_sent:
             control.close()
             return 1
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
-        exit_code = 2 if expected else 3
+        message = sentence or f"{type(error).__name__}: {error}"
+        exit_code = 2 if _is_users_error(error) else 3
         control.finish(Failed(options.name, message, exit_code))
         return exit_code
     control.finish(Bye(options.name))
@@ -135,8 +135,19 @@ def _run_role(
         run_lane(config, name, run_dir, control, generations)
 
 
+def _sentence(error: Exception) -> str | None:
+    """What tells the user what to change, if that can be told: then no traceback is needed."""
+    if _is_users_error(error):
+        return str(error)
+    if isinstance(error, OSError):
+        from pdv_mp.mapped_file import full_disk
+
+        return full_disk(error)
+    return None
+
+
 def _is_users_error(error: Exception) -> bool:
-    """Whether the message alone tells the user what to change, so that no traceback is needed."""
+    """Whether the command line or the configuration is to be changed."""
     from pdv_mp.config import ConfigError
     from pdv_mp.model.errors import ModelError
 

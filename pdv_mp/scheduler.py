@@ -366,7 +366,7 @@ class Scheduler:
                 self.end_now(sequence, Finish.ABORT)
             elif sequence.prefill_deaths >= DEATHS_BEFORE_FAILURE:
                 text = f"the prefill process died {sequence.prefill_deaths} times of this request"
-                self.end_now(sequence, Finish.FAILED, text)
+                self.end_now(sequence, Finish.CONDEMNED, text)
             else:
                 self._vacate(sequence)
                 sequence.phase = Phase.WAITING

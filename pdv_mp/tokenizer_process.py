@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +15,13 @@ import zmq
 from pdv_mp.config import ConfigError, EngineConfig, HandoffOptions
 from pdv_mp.control import ControlClient
 from pdv_mp.flight_record import FlightRecord, record_path
-from pdv_mp.front.text import TextCodec
+from pdv_mp.front.text import TextCodec, TextError
 from pdv_mp.lanes.injected_delay import HeldFrames, delay_of, parse_delays, receive_frame
 from pdv_mp.lanes.waiting import Waiting
 from pdv_mp.trace import Trace, open_trace
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import tokenize as wire
 from pdv_mp.wire.frames import BatchStamps, Stamps
-
-logger = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 16 * 1024
 """Bytes of text in a batch of several; a text waits for its batch and for those before it."""
@@ -67,10 +63,8 @@ class BatchTokenizer:
         started_ns = time.monotonic_ns()
         found = [self._tokenize(text) for text in batch]
         stamps = BatchStamps(picked_ns, started_ns, time.monotonic_ns())
-        orders = [
-            (text.order.encode_ns, text.order.sent_ns, text.order.received_ns, text.order.decoded_ns)
-            for text in batch
-        ]
+        stamped = [text.order for text in batch]
+        orders = [(o.encode_ns, o.sent_ns, o.received_ns, o.decoded_ns) for o in stamped]
         message = wire.Ids(
             keys=np.array([text.key for text in batch], np.int64),
             counts=np.array([wire.FAILED if ids is None else len(ids) for ids in found], np.int32),
@@ -94,11 +88,7 @@ class BatchTokenizer:
         self._before((text.key,))
         try:
             return self._codec.encode(text.data.decode())
-        except Exception as error:  # the tokenizer library raises plain Exception
-            # Its message may quote the prompt, which no log may hold.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            kind = type(error).__name__
-            logger.error("tokenizing %d bytes failed: %s at\n%s", len(text.data), kind, where)
+        except TextError:  # the log has it
             return None
 
 

@@ -12,6 +12,9 @@ FRONT = "front"
 POOLS = "pools"
 """Name of the process that owns what several workers map: weights and KV."""
 
+TOKENIZER = "tokenizer"
+"""Name, without its number, of a process that tokenizes for the front."""
+
 STAGES = ("prefill", "draft", "verify")
 """The stages that run a model, in the order in which a request first meets them."""
 
@@ -19,6 +22,8 @@ MAX_WORKER_NAME = 16
 """Characters of a worker's name; the kernel bounds the names of its sockets."""
 
 MAX_REPLICAS = 64
+
+MAX_TOKENIZERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,11 @@ class Topology:
         return tuple(f"{self.scheduler.name}-{replica}" for replica in range(self.replicas))
 
     @property
+    def tokenizer_names(self) -> tuple[str, ...]:
+        """Names of the processes that tokenize."""
+        return tuple(f"{TOKENIZER}-{number}" for number in range(self.tokenizers))
+
+    @property
     def has_pools(self) -> bool:
         """Whether a process of its own owns weights and KV, because several workers map them."""
         return len(self.workers) * self.replicas > 1
@@ -90,7 +100,7 @@ class Topology:
     def process_names(self) -> tuple[str, ...]:
         """Names of all processes that serve, the front first."""
         pools = (POOLS,) if self.has_pools else ()
-        return (FRONT, *pools, *self.worker_names)
+        return (FRONT, *self.tokenizer_names, *pools, *self.worker_names)
 
     def place(self, process_name: str) -> tuple[Worker, int]:
         """The row and the replica of a worker process. Raises KeyError for any other name."""

@@ -8,8 +8,6 @@ complete. The launcher makes the trace file of all of them at the end (launcher/
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdv_mp.config import EngineConfig
+from pdv_mp.mapped_file import create_mapped
 from pdv_mp.wire.frames import Stamps
 
 CAPACITY = 65_536
@@ -69,17 +68,10 @@ _EDGE_NUMBER = {edge: number for number, edge in enumerate(EDGES)}
 
 
 class Trace:
-    """The writing end. Raises OSError if the file cannot be made or its disk is full: that is found
-    here, since later a store to it would end the process."""
+    """The writing end. Raises OSError as :func:`~pdv_mp.mapped_file.create_mapped` does."""
 
     def __init__(self, path: Path, capacity: int = CAPACITY) -> None:
-        size = _HEADER.size + capacity * _RECORD.size
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)
+        self._map = create_mapped(path, _HEADER.size + capacity * _RECORD.size)
         self._capacity = capacity
         self._count = 0
         _HEADER.pack_into(self._map, 0, _MAGIC, 0, capacity)

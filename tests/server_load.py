@@ -58,6 +58,11 @@ class Load:
             self.last[id] = message
         return message
 
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self.requests) - len(self.last)
+
     def until(self, done: Callable[[], bool]) -> None:
         while not done():
             self.take()
@@ -147,11 +152,55 @@ def outputs(server: ServerProcess, requests: list[Message]) -> list[tuple[Any, .
         return [client.output(str(index)) for index in range(len(requests))]
 
 
-def check_nothing_leaks(client: Load, restarts: int) -> None:
+class BusyLoad:
+    """Keeps a client's requests coming: the same ones again and again, round after round."""
+
+    def __init__(self, client: Load, requests: list[Message], least_open: int = 24) -> None:
+        self.client = client
+        self._requests = requests
+        self._least_open = least_open
+        self._rounds = 0
+
+    def until_tokens(self, count: int) -> None:
+        """Wait until so many more tokens have been streamed, with no lack of open requests."""
+        client, enough = self.client, self.client.received + count
+        while client.received < enough or client.num_open < self._least_open:
+            if client.num_open < self._least_open:
+                for index, fields in enumerate(self._requests):
+                    client.generate(f"{self._rounds}.{index}", **fields)
+                self._rounds += 1
+            client.take()
+
+    def check(self, wanted: list[tuple[Any, ...]]) -> None:
+        """All requests of all rounds have ended with these outputs."""
+        for number in range(self._rounds):
+            for index, output in enumerate(wanted):
+                id = f"{number}.{index}"
+                assert self.client.output(id) == output, (id, self._requests[index])
+
+
+def wait_all_there(client: Load, seconds: float = 60.0) -> None:
+    """Waits until no process is being replaced any more."""
+    deadline = time.monotonic() + seconds
+    while away := client.info()["away"]:
+        assert time.monotonic() < deadline, away
+        time.sleep(0.02)
+
+
+def check_nothing_leaks(client: Load, restarts: int | None = None) -> None:
+    """Nothing is open, and every replica has all its slots, blocks and credits; ``restarts``: how
+    many the front was told of."""
     info = client.info()
-    counters, pools = info["counters"], info["pools"]
-    assert counters["restarts"] == restarts
+    counters = info["counters"]
+    if restarts is not None:
+        assert counters["restarts"] == restarts
     assert counters["open_requests"] == counters["waiting_requests"] == 0
     assert counters["closing_requests"] == 0
-    assert counters["free_credits"] == pools["slots"]
-    assert (pools["slots_in_use"], pools["blocks_in_use"]) == (0, 0)
+    assert counters["free_credits"] == info["pools"]["slots"]
+    for replica in info["replicas"]:
+        pools = replica["pools"]
+        assert replica["serves"], replica
+        assert (replica["open_requests"], replica["closing_requests"]) == (0, 0), replica
+        assert replica["free_credits"] == pools["slots"], replica
+        assert (pools["slots_in_use"], pools["blocks_in_use"]) == (0, 0), replica
+        assert pools["blocks_free"] + pools["blocks_cached"] == pools["blocks"], replica

@@ -58,6 +58,7 @@ class ServerProcess:
         *arguments: str,
         command: Sequence[str] = LAUNCH,
         environment: Mapping[str, str] | None = None,
+        port: int = 0,
     ) -> None:
         self.ready: dict[str, Any] = {}
         reader, writer = os.pipe()
@@ -65,7 +66,7 @@ class ServerProcess:
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed below
         try:
             self.process = subprocess.Popen(
-                [*command, *arguments, "--port", "0", "--ready-fd", str(writer)],
+                [*command, *arguments, "--port", str(port), "--ready-fd", str(writer)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,

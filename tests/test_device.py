@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from engine_driver import engine_config
 from tiny_model import TinyPair
 
+from launcher import handoff_checks
+from launcher.handoff_checks import check_handoff
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.device import finish, use_device
 from pdv_mp.resource_plan import pick_device
@@ -76,8 +79,20 @@ def test_pools_compute_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_has_no_streams() -> None:
     use_device(config_of("pdv", device="cpu"), "draft-0")
-    with pytest.raises(ConfigError, match="--streams 2 is for a GPU, and the device here is cpu"):
-        use_device(config_of("pdv", device="cpu", streams=2), "draft-0")
+    config = config_of("pdv", device="cpu", streams=2)
+    for refuse in (use_device, check_handoff):
+        with pytest.raises(ConfigError, match="--streams 2 is for a GPU, and the device here is"):
+            refuse(config, "draft-0" if refuse is use_device else ROWS["pdv"])
+
+
+@pytest.mark.parametrize(("gpus", "refused"), [(0, True), (1, False), (None, False)])
+def test_streams_where_the_device_is_to_be_found(
+    gpus: int | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handoff_checks, "visible_gpus", lambda: gpus)
+    config = config_of("pdv", streams=2)
+    with pytest.raises(ConfigError) if refused else contextlib.nullcontext():
+        check_handoff(config, ROWS["pdv"])
 
 
 def test_a_gpu_without_a_number_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_lanes_hand_over_by_messages(tiny_pair: TinyPair) -> None:
     )
     run(worker, requests(6), np.random.default_rng(0))
     found = report(worker.info()["handoffs"])
-    assert set(found) == set(EDGES) - {"front>verify", "verify>front"}
+    assert set(found) == {edge for edge in EDGES if "front" not in edge}
     totals = worker.batches.totals()
     for edge, stage in (("draft>verify", "draft"), ("prefill>verify", "prefill")):
         assert found[edge]["messages"] == totals[stage]["batches"]

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from conftest import tiny_arguments
 from server_load import (
+    BusyLoad,
     Message,
     check_nothing_leaks,
     load,
     outputs,
     process_pid,
     random_requests,
+    wait_all_there,
 )
 from server_process import ServerProcess
 from tiny_model import TinyPair
@@ -28,6 +30,8 @@ PROCESSES = {
     "pd": ["pools", "prefill-0", "decode-0"],
     "pdv": ["pools", "prefill-0", "draft-0", "verify-0"],
 }
+KILLS = {"baseline": 3, "pd": 4, "pdv": 8}
+SCHEDULERS = {"baseline": 4, "pd": 1, "pdv": 1}
 
 
 @pytest.fixture(scope="module")
@@ -48,50 +52,39 @@ def wanted(
 
 
 @pytest.mark.parametrize("topology", PROCESSES)
-def test_every_topology_gives_the_same_tokens(
+def test_the_same_tokens_whoever_is_killed(
     topology: str, start_server: Start, requests: list[Message], wanted: list[tuple[Any, ...]]
 ) -> None:
+    """Undisturbed; then with kills, each after tokens have flowed again; then while it drains."""
     server = start_server("--topology", topology, "--check-invariants", "--max-num-seqs", "8")
     assert set(server.pids) == {"launcher", "front", *PROCESSES[topology]}
     assert outputs(server, requests) == wanted
     with load(server) as client:
         check_nothing_leaks(client, 0)
-        counters = client.info()["counters"]
-        assert counters["drafted_tokens"] > 100
-    assert server.stop().code == 0
+        assert client.info()["counters"]["drafted_tokens"] > 100
 
-
-@pytest.mark.parametrize(
-    ("topology", "kills"), [("pdv", 8), ("pd", 4), ("baseline", 3)], ids=lambda value: str(value)
-)
-def test_killed_processes_cost_time_and_nothing_else(
-    topology: str,
-    kills: int,
-    start_server: Start,
-    requests: list[Message],
-    wanted: list[tuple[Any, ...]],
-) -> None:
-    """A random process is killed, each time only after tokens have flowed again."""
+    kills = KILLS[topology]
     rng = np.random.default_rng(kills)
-    server = start_server("--topology", topology, "--check-invariants", "--max-num-seqs", "8")
-    # Each is killed at least once, the others at random.
+    # Each is killed at least once, if there are so many kills, the others at random.
     victims = [*PROCESSES[topology], *rng.choice(PROCESSES[topology], kills).tolist()][:kills]
     rng.shuffle(victims)
-    rounds = 0
     with load(server) as client:
+        busy = BusyLoad(client, requests)
         for victim in victims:
-            if len(client.last) > len(client.requests) - 24:
-                for index, fields in enumerate(requests):
-                    client.generate(f"{rounds}.{index}", **fields)
-                rounds += 1
-            enough = client.received + 40
-            client.until(lambda enough=enough: client.received >= enough)
+            busy.until_tokens(40)
             os.kill(process_pid(server, str(victim)), signal.SIGKILL)
         client.until_all_ended()
-        for number in range(rounds):
-            got = [client.output(f"{number}.{index}") for index in range(len(requests))]
-            assert got == wanted
-        assert client.info()["counters"]["open_requests"] == 0
-    done = server.stop()
+        busy.check(wanted)
+        wait_all_there(client)
+        # The front hears of every scheduler that starts anew.
+        restarts = kills + (SCHEDULERS[topology] - 1) * victims.count("pools")
+        check_nothing_leaks(client, restarts)
+
+        busy.until_tokens(40)
+        server.process.send_signal(signal.SIGINT)
+        client.until_all_ended()
+        busy.check(wanted)
+    done = server.wait()
     assert done.code == 0
     assert sum("was killed by SIGKILL" in line for line in done.messages) == kills
+    assert "Traceback" not in done.stderr

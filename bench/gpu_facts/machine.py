@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -75,7 +74,13 @@ def _seen_by_nvml() -> str:
 
 
 def _version_of(package: str) -> Callable[[], object]:
-    return lambda: importlib.metadata.version(package)
+    def look_up() -> object:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not there"
+
+    return look_up
 
 
 def _shared_memory() -> str:
@@ -103,7 +108,7 @@ _LOOK_UPS: dict[str, Callable[[], object]] = {
     "MPS server program": lambda: shutil.which("nvidia-cuda-mps-server") or "not there",
     "pyzmq": _version_of("pyzmq"),
     "triton": _version_of("triton"),
-    "cuda.bindings": lambda: "there" if importlib.util.find_spec("cuda.bindings") else "not there",
+    "cuda-bindings": _version_of("cuda-bindings"),
 }
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
-import traceback
 from dataclasses import dataclass, replace
 
-from pdv_mp.front.text import TextCodec
+from pdv_mp.front.text import TextCodec, TextError
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.wire import client_messages
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -50,8 +46,8 @@ class Admission:
         self._facts = facts
         self._longest_prompt = facts.max_prompt_tokens * codec.longest_token
 
-    def tokenize(self, id: str, prompt: str) -> list[int]:
-        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
+    def check_length(self, id: str, prompt: str) -> None:
+        """Raises ProtocolError for a text that is far too long to try."""
         if len(prompt) > self._longest_prompt:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,
@@ -59,16 +55,14 @@ class Admission:
                 f"{self._facts.max_prompt_tokens} tokens or fewer",
                 id,
             )
+
+    def tokenize(self, id: str, prompt: str) -> list[int]:
+        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
+        self.check_length(id, prompt)
         try:
             return self._codec.encode(prompt)
-        except Exception as error:  # the tokenizer library raises plain Exception
-            # Its message may quote the prompt, which no log may hold.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            kind = type(error).__name__
-            logger.error("tokenizing %d characters failed: %s at\n%s", len(prompt), kind, where)
-            raise ProtocolError(
-                ErrorCode.INTERNAL, "the prompt could not be tokenized", id
-            ) from error
+        except TextError as error:
+            raise ProtocolError(ErrorCode.INTERNAL, str(error), id) from error
 
     def detokenize(self, id: str, ids: list[int]) -> str:
         """Text of ids. Raises ProtocolError for an id outside the vocabulary, and for more ids than

@@ -131,7 +131,7 @@ class ClientSocket:
         idle = [
             connection
             for connection in self._connections.values()
-            if not connection.open and not connection.outbox and connection is not newest
+            if not connection.is_awaiting and not connection.outbox and connection is not newest
         ]
         idle.sort(key=lambda connection: connection.authenticated)
         for connection in idle[: MAX_IDLE_CONNECTIONS // 2]:
@@ -265,9 +265,9 @@ class ClientSocket:
         """End connections that fill the memory with messages without an end, when it is time."""
         self.unfinished.check(now, self.newcomers.last_number)
 
-    def with_open_requests(self) -> list[Connection]:
-        """Connections that have open requests."""
-        return [item for item in self._connections.values() if item.open]
+    def awaiting(self) -> list[Connection]:
+        """Connections that have open requests or questions."""
+        return [item for item in self._connections.values() if item.is_awaiting]
 
     @property
     def num_connections(self) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import zmq
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.front.peer_edge import PeerEdge
 from pdv_mp.front.replicas import Replica
+from pdv_mp.front.tokenizers import Tokenizer
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
+from pdv_mp.wire.tokenize import TokenizerReady
 
 Facts = dict[str, Any]
 """The facts of :class:`pdv_mp.wire.engine.EngineReady`."""
@@ -33,30 +37,65 @@ def wait_for_engines(
     """Wait until all replicas are ready. Returns the facts of them together, or None if the
     supervisor stops the start. Raises FrontError if a worker has another configuration than the
     front, or another replica's worker decided otherwise."""
+
+    def heard(number: int, message: Any) -> None:
+        replica = replicas[number]
+        if not isinstance(message, wire.EngineReady):
+            raise FrontError(f"{replica.name} sent {type(message).__name__} before it was ready")
+        _check_first(config, replicas, replica, message.facts)
+        replica.started(message.facts)
+
+    if not _hear_from_all(control, [replica.edge for replica in replicas], heard):
+        return None
+    return together(replicas)
+
+
+def wait_for_tokenizers(
+    config: EngineConfig, control: ControlClient, tokenizers: Sequence[Tokenizer]
+) -> bool:
+    """Wait until all tokenizers are ready; False if the supervisor stops the start. Raises
+    FrontError if one has another configuration than the front."""
+
+    def heard(number: int, message: Any) -> None:
+        tokenizer = tokenizers[number]
+        if not isinstance(message, TokenizerReady):
+            raise FrontError(f"{tokenizer.name} sent {type(message).__name__} before it was ready")
+        check_tokenizer(config, tokenizer, message.facts)
+        tokenizer.started(message.facts)
+
+    return _hear_from_all(control, [tokenizer.edge for tokenizer in tokenizers], heard)
+
+
+def _hear_from_all(
+    control: ControlClient, edges: Sequence[PeerEdge[Any]], heard: Callable[[int, Any], None]
+) -> bool:
+    """Call ``heard`` with the number and the first message of each edge. False if the supervisor
+    stops the start."""
     poller = zmq.Poller()
     poller.register(control.socket, zmq.POLLIN)
-    for replica in replicas:
-        poller.register(replica.edge.socket, zmq.POLLIN)
-    missing = list(replicas)
+    for edge in edges:
+        poller.register(edge.socket, zmq.POLLIN)
+    missing = dict(enumerate(edges))
     while missing:
-        poller.poll()
+        poller.poll(_milliseconds_to_due(missing.values()))
         while (order := control.receive()) is not None:
             if isinstance(order, control_wire.Stop):
-                return None
+                return False
             if isinstance(order, (control_wire.Drain, control_wire.Abort, control_wire.Lost)):
                 control.send(control_wire.Drained())
-        for replica in missing[:]:
-            message = replica.edge.receive()
-            if isinstance(message, wire.EngineReady):
-                _check_first(config, replicas, replica, message.facts)
-                replica.started(message.facts)
-                poller.unregister(replica.edge.socket)
-                missing.remove(replica)
-            elif message is not None:
-                raise FrontError(
-                    f"{replica.name} sent {type(message).__name__} before it was ready"
-                )
-    return together(replicas)
+        for number, edge in list(missing.items()):
+            message = edge.receive()
+            if message is not None:
+                heard(number, message)
+                poller.unregister(edge.socket)
+                del missing[number]
+    return True
+
+
+def _milliseconds_to_due(edges: Iterable[PeerEdge[Any]]) -> int | None:
+    """Until the first frame that is held back may be seen; None if there is none."""
+    due = [edge.due_ns for edge in edges if edge.due_ns is not None]
+    return max(0, (min(due) - time.monotonic_ns()) // 1_000_000 + 1) if due else None
 
 
 def _check_first(
@@ -70,6 +109,12 @@ def _check_first(
                 f"{replica.name} is not as {other.name}, though they are replicas of each other: "
                 f"{'; '.join(changed)}"
             )
+
+
+def check_tokenizer(config: EngineConfig, tokenizer: Tokenizer, facts: Facts) -> None:
+    """Raises FrontError if a tokenizer was started with another configuration than the front."""
+    if facts["fingerprint"] != config.fingerprint:
+        raise FrontError(f"{tokenizer.name} was started with another configuration than the front")
 
 
 def check_restarted(first: Facts, replica: Replica, facts: Facts) -> None:

@@ -20,20 +20,32 @@ from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.authentication import Authentication
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
-from pdv_mp.front.engine_facts import Facts, FrontError, check_restarted, wait_for_engines
+from pdv_mp.front.engine_facts import (
+    Facts,
+    FrontError,
+    check_restarted,
+    check_tokenizer,
+    wait_for_engines,
+    wait_for_tokenizers,
+)
 from pdv_mp.front.inquiries import EngineInfo, Inquiries
 from pdv_mp.front.outbox import Connection, Reply
+from pdv_mp.front.peer_edge import PeerEdge
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
+from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
 from pdv_mp.handoffs import Handoffs
+from pdv_mp.lanes.injected_delay import delay_of, parse_delays
+from pdv_mp.lanes.waiting import Timer
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.trace import open_trace
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as engine_wire
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
+from pdv_mp.wire.tokenize import Ids, TokenizerMessage, TokenizerReady
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +84,27 @@ def run_front(
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     replicas: list[Replica] = []
+    tokenizers: list[Tokenizer] = []
+    row, delays = topology_of(config), parse_delays(config.handoff.inject_delay)
     try:
-        for number, name in enumerate(topology_of(config).scheduler_names):
-            edge = EngineEdge(context, run_dir, generations[name], name, number)
+        for number, name in enumerate(row.scheduler_names):
+            held = delay_of(delays, "verify>front")
+            edge = EngineEdge(context, run_dir, generations[name], name, number, held)
             replicas.append(Replica(number, name, edge))
-        _start(config, run_dir, control, context, replicas)
+        for number, name in enumerate(row.tokenizer_names):
+            held = delay_of(delays, "tokenizer>front")
+            text_edge = TokenizerEdge(context, run_dir, generations[name], name, held)
+            tokenizers.append(Tokenizer(number, name, text_edge))
+        _start(config, run_dir, control, context, replicas, tokenizers)
     finally:
-        for replica in replicas:
-            replica.edge.close()
+        for edge in edges_of(replicas, tokenizers):
+            edge.close()
         context.term()
+
+
+def edges_of(replicas: Sequence[Replica], tokenizers: Sequence[Tokenizer]) -> list[PeerEdge[Any]]:
+    """The front's edges to other processes of the server."""
+    return [*(peer.edge for peer in replicas), *(peer.edge for peer in tokenizers)]
 
 
 def _start(
@@ -89,6 +113,7 @@ def _start(
     control: ControlClient,
     context: zmq.Context[zmq.Socket[bytes]],
     replicas: Sequence[Replica],
+    tokenizers: Sequence[Tokenizer],
 ) -> None:
     if config.model.model is None:
         raise ConfigError("--model is not resolved; start the server through pdv-launch")
@@ -97,7 +122,9 @@ def _start(
     facts = wait_for_engines(config, control, replicas)
     if facts is None:
         return
-    front = Front(config, control, context, replicas, codec, authentication, facts)
+    if not wait_for_tokenizers(config, control, tokenizers):
+        return
+    front = Front(config, control, context, replicas, tokenizers, codec, authentication, facts)
     try:
         front.listen(run_dir)
         front.serve()
@@ -114,6 +141,7 @@ class Front:
         control: ControlClient,
         context: zmq.Context[zmq.Socket[bytes]],
         replicas: Sequence[Replica],
+        tokenizers: Sequence[Tokenizer],
         codec: TextCodec,
         authentication: Authentication,
         facts: Facts,
@@ -122,6 +150,9 @@ class Front:
         self._authentication = authentication
         self._control = control
         self._replicas = replicas
+        self._tokenizers = tokenizers
+        self._edges = edges_of(replicas, tokenizers)
+        self._timer: Timer | None = None
         self._instance = secrets.token_hex(8)
         model = ModelFacts(
             facts["vocab_size"],
@@ -133,6 +164,7 @@ class Front:
         self._poller = zmq.Poller()
         self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
+        self._handoffs = Handoffs()
         self._service = Service(
             config,
             codec,
@@ -142,10 +174,13 @@ class Front:
                 context, limit, service.connection_gone, service.slow_consumer
             ),
             replicas,
+            tokenizers,
+            self._handoffs,
         )
         self._clients = self._service.clients
-        self._handoffs = Handoffs()
-        self._reporter = Reporter(config, replicas, self._instance, model, self._handoffs)
+        self._reporter = Reporter(
+            config, replicas, tokenizers, self._instance, model, self._handoffs
+        )
         self._inquiries = Inquiries(replicas, self._answer_info)
         self._endpoints: list[str] = []
         self._owes_drained = False
@@ -174,18 +209,24 @@ class Front:
         """The loop: poll, orders first, then tokens, then clients, then what is due."""
         poller = self._poller
         clients, newcomers = self._clients, self._clients.newcomers
-        edges = (replica.edge.socket for replica in self._replicas)
+        edges = (edge.socket for edge in self._edges)
         of_clients = (clients.socket, newcomers.socket, clients.unfinished.socket)
         for polled in (self._control.socket, *edges, *of_clients):
             poller.register(polled, zmq.POLLIN)
         while not self._stopped:
+            self._set_timer()
             readable = {socket for socket, _ in poller.poll(self._poll_milliseconds())}
             polled_ns = time.monotonic_ns()
+            if self._timer is not None:
+                self._timer.clear()
             while (order := self._control.receive()) is not None:
                 self._obey(order)
             for replica in self._replicas:
-                if replica.edge.socket in readable:
+                if replica.edge.socket in readable or replica.edge.due_ns is not None:
                     self._take_from_engine(replica, polled_ns)
+            for tokenizer in self._tokenizers:
+                if tokenizer.edge.socket in readable or tokenizer.edge.due_ns is not None:
+                    self._take_from_tokenizer(tokenizer, polled_ns)
             newcomers.admit(MESSAGES_PER_TURN)
             clients.unfinished.note_accepted(newcomers.last_number)
             self._take_from_clients()
@@ -195,6 +236,18 @@ class Front:
     def close(self) -> None:
         """Close the clients' socket."""
         self._clients.close(LINGER_SECONDS)
+        if self._timer is not None:
+            self._timer.close()
+
+    def _set_timer(self) -> None:
+        """Have the poll return when the first message that is held back may be seen."""
+        due = [edge.due_ns for edge in self._edges if edge.due_ns is not None]
+        if not due:
+            return
+        if self._timer is None:
+            self._timer = Timer()
+            self._poller.register(self._timer.fd, zmq.POLLIN)
+        self._timer.set(min(due) - time.monotonic_ns())
 
     def _poll_milliseconds(self) -> int | None:
         times = (
@@ -229,6 +282,9 @@ class Front:
         for replica in self._replicas:
             if replica.name == order.name:
                 self._restart_replica(replica, order)
+        for tokenizer in self._tokenizers:
+            if tokenizer.name == order.name:
+                self._restart_tokenizer(tokenizer, order)
 
     def _restart_replica(self, replica: Replica, order: control_wire.Restarting) -> None:
         edge = replica.edge
@@ -240,6 +296,15 @@ class Front:
         self._poller.register(edge.socket, zmq.POLLIN)
         self._service.restart(replica, batch, order.restarts_left)
         self._inquiries.without(replica)
+
+    def _restart_tokenizer(self, tokenizer: Tokenizer, order: control_wire.Restarting) -> None:
+        edge = tokenizer.edge
+        while not tokenizer.restarting and (message := edge.receive()) is not None:
+            self._take_text(tokenizer, message)
+        self._poller.unregister(edge.socket)
+        batch = edge.reopen(order.generation)
+        self._poller.register(edge.socket, zmq.POLLIN)
+        self._service.tokenizers.restart(tokenizer, batch)
 
     def _resume(self, replica: Replica, facts: Facts) -> None:
         """The worker is back. Raises FrontError if it is not what it was: then the requests that
@@ -270,6 +335,25 @@ class Front:
                 return
             if self._service.lost is None:
                 self._take(replica, message)
+
+    def _take_from_tokenizer(self, tokenizer: Tokenizer, polled_ns: int) -> None:
+        first: int | None = polled_ns
+        for _ in range(MESSAGES_PER_TURN):
+            message = tokenizer.edge.receive(first)
+            first = None
+            if message is None:
+                return
+            self._take_text(tokenizer, message)
+
+    def _take_text(self, tokenizer: Tokenizer, message: TokenizerMessage) -> None:
+        if isinstance(message, Ids):
+            self._service.tokenizers.take(tokenizer, message)
+        elif isinstance(message, TokenizerReady) and tokenizer.restarting:
+            check_tokenizer(self._config, tokenizer, message.facts)
+            self._service.tokenizers.resume(tokenizer, message.facts)
+            self._reporter.seen(message.facts["processes"])
+        else:
+            raise FrontError(f"{tokenizer.name} sent an unexpected {type(message).__name__}")
 
     def _take(self, replica: Replica, message: engine_wire.EngineMessage) -> None:
         if isinstance(message, engine_wire.Tokens):
@@ -319,7 +403,7 @@ class Front:
                 getattr(message, "id", None),
             )
         if isinstance(message, client_messages.Generate):
-            self._service.generate(connection, message, received_ns)
+            self._service.intake.generate(connection, message, received_ns)
         elif isinstance(message, client_messages.Cancel):
             self._service.cancel(connection, message.id)
         elif isinstance(message, client_messages.Ping):
@@ -331,8 +415,7 @@ class Front:
         elif isinstance(message, client_messages.Info):
             self._inquiries.ask(connection)
         elif isinstance(message, client_messages.Tokenize):
-            ids = self._admission.tokenize(message.id, message.prompt)
-            self._reply(connection, "tokenized", id=message.id, ids=ids)
+            self._service.intake.tokenize(connection, message)
         else:
             text = self._admission.detokenize(message.id, message.ids)
             self._reply(connection, "detokenized", id=message.id, text=text)
@@ -355,18 +438,18 @@ class Front:
             self._send_alive()
             self._next_tick = now + ALIVE_TICK_SECONDS
         self._service.end_turn()
-        if not self._service.journal.open:
+        if self._service.is_idle:
             if self._owes_drained:
                 self._control.send(control_wire.Drained())
                 self._owes_drained = False
-            if self._next_tick is not None and not self._clients.with_open_requests():
+            if self._next_tick is not None and not self._clients.awaiting():
                 self._next_tick = None
         elif self._next_tick is None:
             self._next_tick = now + ALIVE_TICK_SECONDS
 
     def _send_alive(self) -> None:
         due_ns = time.monotonic_ns() - ALIVE_AFTER_NS
-        for connection in self._clients.with_open_requests():
+        for connection in self._clients.awaiting():
             if connection.last_sent_ns <= due_ns and not connection.outbox:
                 identity = {"instance": self._instance, "connection": connection.number}
                 self._reply(connection, "alive", **identity)

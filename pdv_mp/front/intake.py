@@ -122,7 +122,6 @@ class Intake:
         self._service.check_serving(message.id)
         self._service.check_room(message.id)
         self._tokenizers.add(self._text(connection, message.id, message.prompt))
-        connection.questions += 1
 
     def _text(self, connection: Connection, id: str, prompt: str) -> Text:
         """A text for a tokenizer. Raises ProtocolError if it is far too long, or too much waits."""
@@ -138,7 +137,6 @@ class Intake:
         """A tokenizer has answered: accept the request, or answer the client's question."""
         request, message = text.request, text.message
         if request is None or message is None:
-            text.connection.questions -= 1
             self._answer(text.connection, text.id, ids)
             return
         request.timeline.enter(_PUBLISH, time.monotonic_ns())
@@ -159,9 +157,8 @@ class Intake:
 
     def refuse_unanswered(self, code: ErrorCode, reason: str) -> None:
         """No tokenizer will answer any more."""
-        for text in self._tokenizers.unanswered:
+        for text in self._tokenizers.give_up():
             self._refuse(text, code, reason)
-        self._tokenizers.clear()
 
     def _refuse(
         self, text: Text, code: ErrorCode, reason: str, retryable: bool | None = None
@@ -169,7 +166,6 @@ class Intake:
         if text.request is not None:
             self._service.end_with(text.request, code, reason, retryable)
             return
-        text.connection.questions -= 1
         frame = protocol.error(code, reason, text.id, retryable=retryable)
         self._service.errors[code.value] += 1
         self._service.clients.send(text.connection, Reply(frame))

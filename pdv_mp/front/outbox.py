@@ -128,7 +128,8 @@ def _size(ids: list[int], text: str, logprobs: PackedList | None) -> int:
 
 
 class Connection:
-    """One client. ``open``: requests whose last message has not been sent, by the client's id.
+    """One client. ``open``: requests whose last message has not been sent, by the client's id;
+    ``questions``: its ``tokenize`` messages that are not answered yet.
 
     ``number`` is told to the client; ``link`` is the number of the transport connection.
     ``authenticated``: it has sent the server's token."""
@@ -142,6 +143,7 @@ class Connection:
         "open",
         "outbox",
         "outbox_bytes",
+        "questions",
         "retry_at",
         "retry_seconds",
         "routing_id",
@@ -152,6 +154,7 @@ class Connection:
         self.number = number
         self.link = link
         self.open: dict[str, Request] = {}
+        self.questions = 0
         self.outbox: deque[tuple[Outgoing, bytes | None]] = deque()
         self.outbox_bytes = 0
         self.last_sent_ns = 0
@@ -159,6 +162,11 @@ class Connection:
         self.retry_seconds = FIRST_RETRY_SECONDS
         self.gone = False
         self.authenticated = False
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether it has open requests or questions."""
+        return bool(self.open) or self.questions > 0
 
     @property
     def has_assigned_id(self) -> bool:

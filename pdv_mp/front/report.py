@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pdv_mp
@@ -16,9 +16,11 @@ from pdv_mp.front.engine_facts import together
 from pdv_mp.front.inquiries import EngineInfo
 from pdv_mp.front.memory import MemoryAccount
 from pdv_mp.front.outbox import Connection
+from pdv_mp.front.peer_edge import PeerEdge
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
+from pdv_mp.front.tokenizers import Tokenizer
 from pdv_mp.handoffs import Handoffs
 from pdv_mp.handoffs import report as handoff_report
 from pdv_mp.topology import FRONT, topology_of
@@ -34,14 +36,18 @@ class Reporter:
         self,
         config: EngineConfig,
         replicas: Sequence[Replica],
+        tokenizers: Sequence[Tokenizer],
         instance: str,
         limits: ModelFacts,
         handoffs: Handoffs,
     ) -> None:
         self._config = config
         self._replicas = replicas
+        self._tokenizers = tokenizers
         self._facts = together(replicas)
         self._roster = Roster(topology_of(config), replicas)
+        for tokenizer in tokenizers:
+            self.seen(tokenizer.facts["processes"])
         self._instance = instance
         self._limits = limits
         self._memory = MemoryAccount(on_gpu=str(self._facts["device"]).startswith("cuda"))
@@ -55,6 +61,10 @@ class Reporter:
         """A replica's worker is back."""
         self._facts = together(self._replicas)
         self._roster.restarted(replica)
+
+    def seen(self, processes: dict[str, int]) -> None:
+        """These processes are there, by name."""
+        self._roster.seen(processes)
 
     def welcome(self, connection: Connection) -> dict[str, Any]:
         """Fields of a ``welcome``."""
@@ -87,6 +97,7 @@ class Reporter:
         """Fields of an ``info``; ``found`` is what the schedulers say."""
         for answer in found.values():
             self._roster.seen(answer.get("processes", {}))
+        service.tokenizers.count_sent()
         engines = merged([found[number] for number in sorted(found)])
         handoffs = merged([engines.pop("handoffs", {}), self._handoffs.as_dict()])
         processes = self._roster.processes
@@ -95,6 +106,8 @@ class Reporter:
             **engines.pop("counters", {}),
             "open_requests": len(service.journal.open),
             "waiting_requests": service.journal.num_waiting,
+            "untokenized_requests": service.journal.num_untokenized,
+            "waiting_texts": service.tokenizers.num_waiting,
             "closing_requests": sum(len(replica.closing) for replica in self._replicas),
             "free_credits": sum(replica.free_credits for replica in self._replicas),
             "restarts": self._roster.restarts,
@@ -109,7 +122,12 @@ class Reporter:
             "topology": self._config.topology,
             "stages": engines.pop("stages", {}),
             "edges": [
-                dataclasses.asdict(edge) for edge in _edges(clients, self._replicas, endpoints)
+                dataclasses.asdict(edge)
+                for edge in (
+                    *_client_edges(clients, endpoints),
+                    *_peer_edges("verify", self._replicas),
+                    *_peer_edges("tokenizer", self._tokenizers),
+                )
             ],
             "pools": engines.pop("pools", {}),
             "counters": counters,
@@ -117,6 +135,7 @@ class Reporter:
                 _replica_fields(replica, found.get(replica.number, {}))
                 for replica in self._replicas
             ],
+            "tokenizers": [_tokenizer_fields(tokenizer) for tokenizer in self._tokenizers],
             "away": self._roster.away,
             "handoffs": handoff_report(handoffs),
             **engines,
@@ -136,6 +155,17 @@ def _replica_fields(replica: Replica, answer: dict[str, Any]) -> dict[str, Any]:
         "stages": answer.get("stages", {}),
         "pools": answer.get("pools", {}),
         "counters": answer.get("counters", {}),
+    }
+
+
+def _tokenizer_fields(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "process": tokenizer.name,
+        "serves": tokenizer.serves,
+        "restarts": tokenizer.restarts,
+        "texts": tokenizer.num_texts,
+        "outstanding_texts": len(tokenizer.texts),
+        "outstanding_bytes": tokenizer.outstanding_bytes,
     }
 
 
@@ -168,22 +198,19 @@ class _Edge:
     bytes: int
 
 
-def _edges(clients: ClientSocket, replicas: Sequence[Replica], endpoints: list[str]) -> list[_Edge]:
-    engines = [replica.edge for replica in replicas]
-    sockets = [edge.endpoint for edge in engines]
-    return [
-        _Edge("client>front", endpoints, clients.messages_received, clients.bytes_received),
-        _Edge("front>client", endpoints, clients.messages_sent, clients.bytes_sent),
-        _Edge(
-            "front>verify",
-            sockets,
-            sum(edge.messages_sent for edge in engines),
-            sum(edge.bytes_sent for edge in engines),
-        ),
-        _Edge(
-            "verify>front",
-            sockets,
-            sum(edge.messages_received for edge in engines),
-            sum(edge.bytes_received for edge in engines),
-        ),
-    ]
+def _client_edges(clients: ClientSocket, endpoints: list[str]) -> Iterator[_Edge]:
+    yield _Edge("client>front", endpoints, clients.messages_received, clients.bytes_received)
+    yield _Edge("front>client", endpoints, clients.messages_sent, clients.bytes_sent)
+
+
+def _peer_edges(stage: str, peers: Sequence[Replica] | Sequence[Tokenizer]) -> Iterator[_Edge]:
+    """Those to and from all processes of a kind."""
+    edges: list[PeerEdge[Any]] = [peer.edge for peer in peers]
+    if not edges:
+        return
+    sockets = [edge.endpoint for edge in edges]
+    sent = sum(edge.messages_sent for edge in edges), sum(edge.bytes_sent for edge in edges)
+    received = sum(edge.messages_received for edge in edges)
+    yield _Edge(f"front>{stage}", sockets, *sent)
+    num_bytes = sum(edge.bytes_received for edge in edges)
+    yield _Edge(f"{stage}>front", sockets, received, num_bytes)

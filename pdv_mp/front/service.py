@@ -1,4 +1,4 @@
-"""The life of a request in the front: checked, accepted, opened, streamed, ended exactly once."""
+"""The life of a request in the front: accepted, opened, streamed, ended exactly once."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import numpy as np
-
 from pdv_mp.config import EngineConfig
 from pdv_mp.front.accounting import account, encode_done, take_back
 from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.connections import MAX_WAITING_BYTES, ClientSocket
 from pdv_mp.front.dispatch import Dispatcher
+from pdv_mp.front.intake import Intake
 from pdv_mp.front.journal import Journal, Request
 from pdv_mp.front.logprobs import LogprobReader
 from pdv_mp.front.outbox import BYTES_PER_ID, Connection, LastMessage, Reply
 from pdv_mp.front.replicas import Replica
-from pdv_mp.front.request_log import RequestLog
-from pdv_mp.front.stops import OutputText
 from pdv_mp.front.text import TextCodec
-from pdv_mp.timeline import Timeline, state_index
-from pdv_mp.wire import client_messages, protocol
+from pdv_mp.front.tokenizers import Tokenizer, Tokenizers
+from pdv_mp.handoffs import Handoffs
+from pdv_mp.timeline import state_index
 from pdv_mp.wire import engine as wire
+from pdv_mp.wire import protocol
 from pdv_mp.wire.protocol import ErrorCode, PackedList, ProtocolError
 
 _MILLISECOND = 1_000_000
 
-_CLIENT_DECODE = state_index("client>front.decode")
-_TEXT = state_index("front.text")
-_PUBLISH = state_index("front.publish")
 _OUTBOX = state_index("front.outbox")
 
 _FINISH_NAMES = {
@@ -51,14 +47,20 @@ class Service:
         admission: Admission,
         clients: Callable[[Service], ClientSocket],
         replicas: Sequence[Replica],
+        tokenizers: Sequence[Tokenizer],
+        handoffs: Handoffs,
     ) -> None:
-        self._codec = codec
         self._max_open = config.scheduling.max_open_requests
-        self._request_log = RequestLog(config.server.log_requests)
-        self._admission = admission
         self.clients = clients(self)
         self.journal = Journal(replicas)
-        self._dispatcher = Dispatcher(self.journal, replicas, facts.eos_ids)
+        self.dispatcher = Dispatcher(self.journal, replicas, facts.eos_ids)
+        self.tokenizers = Tokenizers(
+            tokenizers,
+            handoffs,
+            lambda text, ids: self.intake.tokenized(text, ids),
+            lambda text, why, retryable: self.intake.not_tokenized(text, why, retryable),
+        )
+        self.intake = Intake(self, config, codec, admission, self.tokenizers)
         self.draining = False
         self.lost: str | None = None
         self.finished: Counter[str] = Counter(stop=0, length=0, abort=0)
@@ -74,59 +76,35 @@ class Service:
         )
         self.clients.send(connection, Reply(frame))
 
-    def generate(
-        self, connection: Connection, message: client_messages.Generate, received_ns: int
-    ) -> None:
-        """Accept a request, or raise the ProtocolError that refuses it."""
-        timeline = Timeline(_CLIENT_DECODE, received_ns)
-        self._check_open(connection, message.id)
-        if message.prompt is not None:
-            timeline.enter(_TEXT, time.monotonic_ns())
-            prompt_ids = self._admission.tokenize(message.id, message.prompt)
-            timeline.enter(_PUBLISH, time.monotonic_ns())
-        else:
-            prompt_ids = message.prompt_ids or []
-        params = self._admission.parameters(message, prompt_ids)
-        request = Request(
-            key=self.journal.new_key(),
-            connection=connection,
-            id=message.id,
-            prompt_ids=np.array(prompt_ids, np.int32),
-            params=params,
-            stream=message.stream,
-            wants_timeline=message.timeline,
-            output=OutputText(self._codec.detokenizer(), params.stop),
-            timeline=timeline,
-            arrived_ns=received_ns,
-            logprobs=None if message.stream or params.logprobs is None else PackedList(),
-            prompt_logprobs=None if params.prompt_logprobs is None else PackedList(),
-        )
-        connection.open[request.id] = request
-        self.journal.add(request)
-        accepted = protocol.accepted(request.id, len(prompt_ids), params.seed or 0)
-        self.clients.send(connection, Reply(accepted))
-        self._request_log.accepted(request, message)
-        request.queued_ns = time.monotonic_ns()
-        self._dispatcher.admit()
-        if not request.sent_ns:
-            timeline.enter(self._dispatcher.waiting_state, request.queued_ns)
-
-    def _check_open(self, connection: Connection, id: str) -> None:
+    def check_open(self, connection: Connection, id: str) -> None:
+        """Raises ProtocolError if a new request cannot be taken now."""
         if id in connection.open:
             raise ProtocolError(
                 ErrorCode.DUPLICATE_ID, f"id {id!r} is still open on this connection", id
             )
-        if self.lost is not None:
-            raise ProtocolError(ErrorCode.LANE_FAILED, f"process {self.lost} died", id)
+        self.check_serving(id)
         if self.draining:
             raise ProtocolError(ErrorCode.DRAINING, "the server is shutting down", id)
-        if len(self.journal.open) >= self._max_open:
-            raise ProtocolError(
-                ErrorCode.QUEUE_FULL,
-                f"{self._max_open} requests are open; send this one again later",
-                id,
-                retry_after_ms=int(min(max(self._finish_interval_ms, 10.0), 5000.0)),
-            )
+        self.check_room(id)
+
+    def check_serving(self, id: str) -> None:
+        """Raises ProtocolError if a process is gone for good."""
+        if self.lost is not None:
+            raise ProtocolError(ErrorCode.LANE_FAILED, f"process {self.lost} died", id)
+
+    def check_room(self, id: str) -> None:
+        """Raises ProtocolError if as much is open as may be."""
+        if len(self.journal.open) + self.tokenizers.num_questions >= self._max_open:
+            raise self.full(f"{self._max_open} requests are open", id)
+
+    def full(self, why: str, id: str) -> ProtocolError:
+        """The error of a message that may be sent again later."""
+        return ProtocolError(
+            ErrorCode.QUEUE_FULL,
+            f"{why}; send this one again later",
+            id,
+            retry_after_ms=int(min(max(self._finish_interval_ms, 10.0), 5000.0)),
+        )
 
     def tokens(self, replica: Replica, message: wire.Tokens) -> None:
         """Deliver what one cycle of a replica's scheduler emitted."""
@@ -151,16 +129,17 @@ class Service:
                 if finish is not wire.Finish.NONE:
                     replica.closing.discard(key)
             elif request.parking and finish is wire.Finish.ABORT:
-                self._dispatcher.park(replica, request)
+                self.dispatcher.park(replica, request)
             else:
                 request.speculation.add(drafted[entry], accepted[entry])
                 if not request.output_ids:  # of its first admission
                     request.engine_queued_ns = queued[entry]
                     request.cached_tokens = cached[entry]
-                if finish is wire.Finish.FAILED:
+                if finish in (wire.Finish.FAILED, wire.Finish.CONDEMNED):
                     self.journal.finish(replica, request)
                     text = texts.get(entry, "the worker could not serve this request")
-                    self._fail(request, ErrorCode.INTERNAL, text)
+                    retryable = finish is wire.Finish.FAILED
+                    self._fail(request, ErrorCode.INTERNAL, text, retryable)
                 else:
                     self._take(
                         replica,
@@ -278,17 +257,24 @@ class Service:
         request.prompt_logprobs.extend(LogprobReader(message.logprobs).pack(ids, skipped))
 
     def cancel(self, connection: Connection, id: str) -> None:
-        """End a request with ``abort``, unless it is over or was never open."""
+        """End a request with ``abort``, unless it is over or was never open. One whose prompt is
+        being tokenized ends when it has been accepted."""
         request = connection.open.get(id)
-        if request is not None and not request.ended:
-            self._abort(request)
+        if request is None or request.ended:
+            return
+        if request.untokenized:
+            request.cancelled = True
+        else:
+            self.abort(request)
 
     def abort_all(self) -> None:
-        """End every open request with ``abort``."""
+        """End every open request with ``abort``; those that are not accepted yet are refused."""
+        self.intake.refuse_unanswered(ErrorCode.DRAINING, "the server is shutting down")
         for request in list(self.journal.open.values()):
-            self._abort(request)
+            self.abort(request)
 
-    def _abort(self, request: Request) -> None:
+    def abort(self, request: Request) -> None:
+        """End an accepted request with ``abort``."""
         self.journal.end(request)
         take_back(request)
         logprobs = None if request.params.logprobs is None else PackedList()
@@ -315,6 +301,13 @@ class Service:
             request.connection,
             LastMessage(request, lambda: encode_done(request, finish, reason), size),
         )
+
+    def end_with(
+        self, request: Request, code: ErrorCode, message: str, retryable: bool | None = None
+    ) -> None:
+        """End an open request with an ``error``."""
+        self.journal.end(request)
+        self._fail(request, code, message, retryable)
 
     def _fail(
         self, request: Request, code: ErrorCode, message: str, retryable: bool | None = None
@@ -345,33 +338,38 @@ class Service:
         message = f"the client reads too slowly; over {limit} MiB waited for it"
         for request in list(connection.open.values()):
             if not request.ended:
-                self.journal.end(request)
-                self._fail(request, ErrorCode.SLOW_CONSUMER, message)
+                self.end_with(request, ErrorCode.SLOW_CONSUMER, message)
 
     def restart(self, replica: Replica, batch: Collection[int], restarts_left: int) -> None:
         """A replica's process died while it worked on ``batch`` (keys), and comes back: its open
         requests go on elsewhere or wait for it, but those that keep killing it."""
-        for request in self._dispatcher.restart(replica, batch, restarts_left):
-            self.journal.end(request)
+        for request in self.dispatcher.restart(replica, batch, restarts_left):
             names = " or ".join(sorted(set(request.killed)))
             text = (
                 f"process {names} died {len(request.killed)} times while it worked on this "
                 "request, at last with no other; it is not tried again"
             )
-            self._fail(request, ErrorCode.INTERNAL, text, retryable=False)
+            self.end_with(request, ErrorCode.INTERNAL, text, retryable=False)
 
     def resume(self, replica: Replica) -> None:
         """The process that died is back: go on with what waits for it."""
-        self._dispatcher.resume(replica)
+        self.dispatcher.resume(replica)
 
     def lose(self, name: str) -> None:
         """The process ``name`` died for good: every open request gets ``lane_failed``."""
         self.lost = name
+        reason = f"process {name} died"
+        self.intake.refuse_unanswered(ErrorCode.LANE_FAILED, reason)
         for request in list(self.journal.open.values()):
-            self.journal.end(request)
-            self._fail(request, ErrorCode.LANE_FAILED, f"process {name} died")
+            self.end_with(request, ErrorCode.LANE_FAILED, reason)
 
     def end_turn(self) -> None:
         """What one turn of the loop left to do: closes, freed credits, lost connections."""
         self.clients.settle()
-        self._dispatcher.end_turn()
+        self.dispatcher.end_turn()
+        self.tokenizers.send()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not self.journal.open and not self.tokenizers.num_questions

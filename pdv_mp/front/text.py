@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +24,12 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from pdv_mp.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class TextError(RuntimeError):
+    """A text cannot be tokenized."""
 
 
 class Detokenizer(Protocol):
@@ -78,8 +86,18 @@ class TextCodec:
         self._anchor = self._find_anchor(sorted(vocabulary.values()))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with what the tokenizer's own template adds, such as a first BOS."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True).ids
+        """Ids of a prompt, with what the tokenizer's own template adds, such as a first BOS.
+
+        Raises TextError if the tokenizer fails; the log says how.
+        """
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True).ids
+        except Exception as error:  # the library raises plain Exception
+            # Its message may quote the prompt, which no log may hold.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__
+            logger.error("tokenizing %d characters failed: %s at\n%s", len(text), kind, where)
+            raise TextError("the prompt could not be tokenized") from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

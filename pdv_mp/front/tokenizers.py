@@ -11,12 +11,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zmq
 
 from pdv_mp.front.journal import Request
 from pdv_mp.front.outbox import Connection
 from pdv_mp.front.peer_edge import PeerEdge
 from pdv_mp.front.quarantine import CONDEMNED_AT
 from pdv_mp.handoffs import Handoffs
+from pdv_mp.lanes.injected_delay import HeldFrames
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire import tokenize as wire
 from pdv_mp.wire.client_messages import Generate
@@ -45,7 +51,7 @@ class Text:
 
     ``request`` and ``message``: the request whose prompt it is, and what asked for it; None for a
     client's ``tokenize``, whose ``id`` is answered. ``deaths``: of processes while they worked on
-    it.
+    it. ``settled``: it needs no answer any more, or has had it.
     """
 
     key: int
@@ -56,11 +62,13 @@ class Text:
     message: Generate | None = None
     sent_ns: int = 0
     deaths: int = 0
+    settled: bool = False
 
     @property
     def over(self) -> bool:
         """Whether nobody waits for it any more."""
-        return self.connection.gone if self.request is None else self.request.ended
+        gone = self.connection.gone if self.request is None else self.request.ended
+        return gone or self.settled
 
     @property
     def size(self) -> int:
@@ -73,11 +81,26 @@ class Text:
         return None if self.request is None else self.request.timeline
 
 
+class TokenizerEdge(PeerEdge[wire.TokenizerMessage]):
+    """The edge to the tokenizer ``peer``."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        run_dir: Path,
+        generation: int,
+        peer: str,
+        held: HeldFrames | None = None,
+    ) -> None:
+        name = partial(wire.tokenizer_socket, peer)
+        super().__init__(context, run_dir, generation, peer, wire.CODEC, name, held)
+
+
 class Tokenizer:
     """One process that tokenizes. ``texts``: those outstanding there, by key. ``num_texts``: those
-    that it has answered."""
+    that it has answered. ``facts``: of its latest start."""
 
-    def __init__(self, number: int, name: str, edge: PeerEdge[wire.TokenizerMessage]) -> None:
+    def __init__(self, number: int, name: str, edge: TokenizerEdge) -> None:
         self.number = number
         self.name = name
         self.edge = edge
@@ -87,6 +110,12 @@ class Tokenizer:
         self.last_order_ns = 0
         self.restarting = False
         self.restarts = 0
+        self.facts: dict[str, Any] = {}
+
+    def started(self, facts: dict[str, Any]) -> None:
+        """Its process is ready, with these facts."""
+        self.facts = facts
+        self.restarting = False
 
     @property
     def serves(self) -> bool:
@@ -127,6 +156,7 @@ class Tokenizers:
 
     ``on_ids`` is called with a text and its ids, ``on_failed`` with one that has none, the reason,
     and whether it may be tried again. Neither is called for a text that is over.
+    ``num_questions``: texts without a request that are not settled.
     """
 
     def __init__(
@@ -138,6 +168,7 @@ class Tokenizers:
     ) -> None:
         self.processes = processes
         self.waiting_bytes = 0
+        self.num_questions = 0
         self._handoffs = handoffs
         self._on_ids = on_ids
         self._on_failed = on_failed
@@ -150,12 +181,6 @@ class Tokenizers:
         """Texts that wait here for a tokenizer."""
         return len(self._waiting)
 
-    @property
-    def unanswered(self) -> list[Text]:
-        """All texts that somebody waits for."""
-        there = (text for process in self.processes for text in process.texts.values())
-        return [text for text in (*there, *self._waiting.values()) if not text.over]
-
     def new_key(self) -> int:
         """A key that no text of this process has had."""
         key = self._next_key
@@ -166,6 +191,16 @@ class Tokenizers:
         """A text is to be tokenized; it leaves at the end of this turn, if there is room."""
         self._wait(text)
         self._new.append(text)
+        if text.request is None:
+            self.num_questions += 1
+            text.connection.questions += 1
+
+    def settle(self, text: Text) -> None:
+        """A text has had its answer, or needs none."""
+        if text.request is None and not text.settled:
+            self.num_questions -= 1
+            text.connection.questions -= 1
+        text.settled = True
 
     def _wait(self, text: Text) -> None:
         self._waiting[text.key] = text
@@ -186,6 +221,7 @@ class Tokenizers:
             text = next(iter(self._waiting.values()))
             if text.over:
                 self._drop(text)
+                self.settle(text)
                 continue
             candidates = [process for process in self.processes if process.takes(text)]
             if not candidates:
@@ -225,7 +261,9 @@ class Tokenizers:
             end = start + max(counts[index], 0)
             order = Stamps(*orders[index])
             self._picked(process, order, batch, busy[index])
-            if not text.over:
+            over = text.over
+            self.settle(text)
+            if not over:
                 if text.timeline is not None:
                     _account(text.timeline, order, batch, busy[index], message.stamps)
                 if counts[index] == wire.FAILED:
@@ -234,9 +272,7 @@ class Tokenizers:
                     self._on_ids(text, ids[start:end])
             start = end
 
-    def _picked(
-        self, process: Tokenizer, order: Stamps, batch: BatchStamps, busy_ns: int
-    ) -> None:
+    def _picked(self, process: Tokenizer, order: Stamps, batch: BatchStamps, busy_ns: int) -> None:
         """Record how a text came into its batch; those that came together have arrived once."""
         if order.encode_ns > process.last_order_ns:
             process.last_order_ns = order.encode_ns
@@ -262,6 +298,7 @@ class Tokenizers:
         for text in texts:
             text.deaths += text.key in batch
             if text.over:
+                self.settle(text)
                 continue
             if text.timeline is not None:
                 text.timeline.enter(_COMPUTE, text.sent_ns)
@@ -273,12 +310,13 @@ class Tokenizers:
         self._waiting = OrderedDict(sorted(self._waiting.items()))
         self._enter(state, now)
         for text in condemned:
+            self.settle(text)
             reason = f"{text.deaths} processes died while they tokenized it; it is not tried again"
             self._on_failed(text, reason, False)
 
-    def resume(self, process: Tokenizer) -> None:
-        """The process that died is back."""
-        process.restarting = False
+    def resume(self, process: Tokenizer, facts: dict[str, Any]) -> None:
+        """The process that died is back, with these facts."""
+        process.started(facts)
         self._enter(self._waiting_state, time.monotonic_ns())
 
     def _enter(self, state: int, now: int) -> None:
@@ -286,10 +324,15 @@ class Tokenizers:
             if text.timeline is not None:
                 text.timeline.enter(state, now)
 
-    def clear(self) -> None:
-        """Nobody waits for anything any more."""
+    def give_up(self) -> list[Text]:
+        """Nothing is tokenized any more. Returns the texts that somebody waits for."""
+        there = (text for process in self.processes for text in process.texts.values())
+        texts = [text for text in (*there, *self._waiting.values()) if not text.over]
+        for text in texts:
+            self.settle(text)
         self._waiting.clear()
         self.waiting_bytes = 0
+        return texts
 
 
 def _account(

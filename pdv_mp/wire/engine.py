@@ -51,13 +51,15 @@ def engine_socket(generation: int, replica: int = 0) -> str:
 
 
 class Finish(IntEnum):
-    """Why a request ended, in a :class:`Tokens` message."""
+    """Why a request ended, in a :class:`Tokens` message. ``FAILED``: the scheduler could not serve
+    it. ``CONDEMNED``: it keeps killing the process that works on it."""
 
     NONE = 0
     STOP = 1
     LENGTH = 2
     ABORT = 3
     FAILED = 4
+    CONDEMNED = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,8 +185,8 @@ class Tokens:
     came from a prefix cache. ``queued_ns``: how long the request waited here for a slot and KV
     room. ``timelines``: entry number and packed timeline of the requests that
     asked for it; the timeline's last state is ``verify>front.encode`` since ``encode_ns``.
-    ``messages``: entry number and text for FAILED entries. ``logprobs``: one row for each of
-    ``ids``; None if no request asked for them.
+    ``messages``: entry number and text of those that FAILED or were CONDEMNED. ``logprobs``: one
+    row for each of ``ids``; None if no request asked for them.
     """
 
     kind: ClassVar[int] = 3

@@ -141,13 +141,16 @@ def test_unsupported_version(front: FrontUnderTest) -> None:
     check_served(front, client)
 
 
-def test_failed_by_the_engine(front: FrontUnderTest) -> None:
+@pytest.mark.parametrize(
+    ("finish", "retryable"), [(Finish.FAILED, True), (Finish.CONDEMNED, False)]
+)
+def test_failed_by_the_engine(front: FrontUnderTest, finish: Finish, retryable: bool) -> None:
     client = front.client()
     client.send("generate", id="a", prompt_ids=[1])
     client.expect("accepted")
     opened = front.engine.receive(wire.Open)
-    front.engine.emit(Entry(opened.request, finish=Finish.FAILED, message="out of luck"))
-    client.expect("error", id="a", code="internal", message="out of luck", retryable=True)
+    front.engine.emit(Entry(opened.request, finish=finish, message="out of luck"))
+    client.expect("error", id="a", code="internal", message="out of luck", retryable=retryable)
     check_served(front, client)
 
 

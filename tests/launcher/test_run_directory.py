@@ -62,7 +62,7 @@ def test_sweep_removes_only_what_a_dead_launcher_left(base: Path) -> None:
 def test_place_with_too_long_a_name_is_refused(base: Path) -> None:
     deep = base / ("x" * 90)
     deep.mkdir()
-    with pytest.raises(ConfigError, match=r"too long a name .* set TMPDIR to a shorter one"):
+    with pytest.raises(ConfigError, match=r"too long a name .* set XDG_RUNTIME_DIR to a shorter"):
         RunDirectory(deep)
 
 

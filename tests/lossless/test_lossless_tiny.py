@@ -19,7 +19,8 @@ from tiny_model import VOCABULARY, TinyPair
 from pdv_mp.stages.messages import Proposal, Verdict
 from pdv_mp.wire.engine import Finish
 
-REQUESTS_PER_CASE = 1300
+FEW, MANY = 350, 1300
+"""Requests per case. Ten thousand under constant pressure are in test_lossless_pressure.py."""
 
 # draft length, batch, prefill tokens per chunk, prefill priority, block size, KV bytes, layout
 CASES = {
@@ -78,12 +79,13 @@ def oracle(tiny_pair: TinyPair) -> Oracle:
     return Oracle(tiny_pair.verifier)
 
 
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_every_token_is_the_verifiers_own(
-    case: str, tiny_pair: TinyPair, oracle: Oracle, report_line: Callable[[str], None]
+    case: str, count: int, tiny_pair: TinyPair, oracle: Oracle, report_line: Callable[[str], None]
 ) -> None:
     seed = 1 + list(CASES).index(case)
-    requests = random_requests(np.random.default_rng(seed), REQUESTS_PER_CASE, VOCABULARY)
+    requests = random_requests(np.random.default_rng(seed), count, VOCABULARY)
     results = serve(tiny_pair.verifier, tiny_pair.draft, case, requests, seed)
     alone = [replace(request, speculate=False) for request in requests]
     plain = serve(tiny_pair.verifier, tiny_pair.draft, case, alone, seed + 100)
