@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance handoff clean
+.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance handoff topologies recovery clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,12 @@ acceptance: install ## count the draft tokens that both acceptance rules keep
 
 handoff: install ## what handing work between processes costs, in every topology
 	$(RUN) -m bench.handoff
+
+topologies: install ## compare the topologies at 1, 8 and 32 clients, in blocks, with intervals
+	$(RUN) -m bench.topologies
+
+recovery: install ## how long a process that was killed is missed, in every topology
+	$(RUN) -m bench.recovery
 
 clean: ## remove the virtual environment, caches and built packages
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

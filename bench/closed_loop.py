@@ -4,15 +4,16 @@ The clients share one connection and one thread, so that on a small machine they
 the server; how much they take is measured. Everything that arrives is stamped when it is taken from
 the socket. The window starts ``ramp`` seconds after the first requests and is of a fixed length;
 every token that arrives in it counts, those of requests that are cut off at its end included, and
-none besides. What is open at its end is then cancelled, and does not count in anything else.
+none besides. What is open at its end is then cancelled.
 
 A client's requests are drawn from (seed, block, clients, its number) alone: whoever serves them,
-they are the same ones in the same order, and a faster server gets further. Each client's first one
-is shortened, by its number, so that not all of them end, and are prefilled, at the same time.
+they are the same ones in the same order, and a faster server gets further. Lengths differ widely,
+so that requests that began together do not end, and are not replaced, together.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,8 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What clients ask for: prompts picked at random, lengths from half of ``tokens`` to one and a
-    half of it, greedy unless ``temperature`` says otherwise."""
+    """What clients ask for: prompts picked at random, lengths from a quarter of ``tokens`` to seven
+    quarters of it, greedy unless ``temperature`` says otherwise."""
 
     prompts: Prompts
     tokens: int
@@ -64,13 +65,11 @@ class Workload:
     def asks(self, block: int, clients: int, client: int) -> Iterator[Ask]:
         """The requests of one client, without end."""
         draw = np.random.default_rng((self.seed, block, clients, client))
-        least, most = max(1, self.tokens // 2), max(1, self.tokens * 3 // 2)
-        share = (client + 1) / clients
+        least, most = max(1, self.tokens // 4), self.tokens * 7 // 4
         while True:
             length = int(draw.integers(least, most, endpoint=True))
             prompt, seed = int(draw.integers(len(self.prompts))), int(draw.integers(2**31))
-            yield Ask(prompt, max(1, round(length * share)), seed)
-            share = 1.0
+            yield Ask(prompt, length, seed)
 
 
 @dataclass(slots=True)
@@ -127,12 +126,13 @@ class Window:
         )
 
     @property
-    def completed(self) -> list[Record]:
-        """The requests that ended in it."""
+    def present(self) -> list[Record]:
+        """The requests that were open in it, those that its end cut off included. To leave these
+        out would be to favour short ones, and to hide the time that they waited."""
         return [
             record
             for record in self.records
-            if record.ended_ns is not None and self.start_ns <= record.ended_ns < self.end_ns
+            if record.ended_ns is not None and record.ended_ns >= self.start_ns
         ]
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -246,17 +246,14 @@ class ClosedLoop:
         for id in self._open:
             self._socket.send(protocol.encode("cancel", id=id))
         deadline = time.monotonic_ns() + round(DRAIN_SECONDS * _SECOND)
-        self._receive_until(
-            lambda: not self._open or time.monotonic_ns() >= deadline,
-            deadline,
-        )
+        self._receive_until(lambda: not self._open or time.monotonic_ns() >= deadline, deadline)
         if self._open:
             raise LoadError(f"cancelled requests have not ended after {DRAIN_SECONDS:g} s")
 
     def _receive_until(self, over: Callable[[], bool], deadline_ns: int) -> None:
         while not over():
             left = max(0, deadline_ns - time.monotonic_ns()) / _SECOND
-            if not self._socket.poll(min(left, _LOOK_SECONDS) * 1000):
+            if not self._socket.poll(math.ceil(min(left, _LOOK_SECONDS) * 1000)):
                 self._check_silence()
                 continue
             while True:

@@ -19,14 +19,14 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bench.handoff_gap import PARTS as GAP_PARTS
+from bench.arguments import launch_options, named, whole_numbers
 from bench.handoff_gap import Wall, fit_costs, gap
 from bench.handoff_tables import (
     STATES,
@@ -120,20 +120,6 @@ class Bench:
         return [[done.ids for done in passed] for passed in (timed, followed)]
 
 
-def named(name: str) -> tuple[str, dict[str, str]]:
-    """The topology and the options of its own that a name stands for, as in
-    ``pdv+kv-handoff=copy``. Raises click.BadParameter for an option without a value."""
-    topology, *texts = name.split("+")
-    return topology, _pairs(texts)
-
-
-def _pairs(texts: Iterable[str]) -> dict[str, str]:
-    found = dict(text.partition("=")[::2] for text in texts)
-    if not all(found.values()):
-        raise click.BadParameter("an option is NAME=VALUE")
-    return found
-
-
 def walls(cells: dict[tuple[str, int], Cell], traces: dict[str, Traced]) -> dict[Any, Wall]:
     """Of each cell, the wall time of its timed rounds by what happened in it."""
     found = {}
@@ -166,32 +152,16 @@ def gaps(
                     "reference": reference,
                     "concurrency": concurrency,
                     "gap_us_per_token": total,
-                    **{part: parts[part] / 1000 for part in GAP_PARTS},
+                    **{part: value / 1000 for part, value in parts.items()},
                 }
             )
     return rows
 
 
-def _whole_numbers(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of numbers") from error
-    if min(found) < 1:
-        raise click.BadParameter(f"{text!r} has a number below 1")
-    return found
-
-
-def _options(
-    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
-) -> dict[str, str]:
-    return _pairs(texts)
-
-
 @click.command(help=__doc__)
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--concurrency", default="1,8", show_default=True, metavar="LIST", callback=_whole_numbers
+    "--concurrency", default="1,8", show_default=True, metavar="LIST", callback=whole_numbers
 )
 @click.option(
     "--topology",
@@ -209,7 +179,7 @@ def _options(
     "options",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=_options,
+    callback=launch_options,
     help="an option of pdv-launch for all servers; may be given several times",
 )
 @click.option(

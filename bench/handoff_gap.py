@@ -8,16 +8,17 @@ the wall time per token, the inverse of the throughput.
 The time in which some worker computes is all workers' compute time less what ran at the same time.
 A stage's compute time per token is rows per token × time per row, and its time per row depends on
 how many rows share a batch: a batch of b rows takes about α + β b, fitted to batches of the
-reference topology. So the gap between a topology and the reference has six parts:
+reference topology. So the gap between a topology and the reference has five parts:
 
 - ``messages``: change of the time in which nothing computes and a message is on its way.
 - ``waiting``: change of the time in which neither is so: forming batches, scheduling, publishing,
   text, the client; and a process that is ready while its core is given to another.
 - ``dilution``: change of the compute time per row that α + β b gives for the two mean batch sizes.
-- ``contention``: the rest of the change of the time per row: the same batch takes longer because
-  others use the cores or the memory, or because its worker has fewer threads.
-- ``overlap``: change of the compute time that ran at the same time as other compute time. It is
-  negative where a topology gains by it; what it loses by it is contention.
+- ``contention``: ``slower``, the rest of the change of the time per row (the same batch takes
+  longer because others use the cores or the memory, or because its worker has fewer threads), and
+  ``overlap``, the change of the compute time that ran at the same time as other compute time, which
+  is negative where there is more of it. Workers that share cores have both; their sum says what the
+  sharing costs, or gains.
 - ``discarded``: change of the rows per token: drafts that were thrown away, rows computed again.
 
 Products are split at the mean of both topologies, so that the parts add up to the gap exactly.
@@ -33,7 +34,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-PARTS = ("messages", "waiting", "dilution", "contention", "overlap", "discarded")
+PARTS = ("messages", "waiting", "dilution", "contention", "discarded")
+OF_CONTENTION = ("slower", "overlap")
 
 Intervals = npt.NDArray[np.int64]
 """[N, 2]: starts and ends in ns."""
@@ -160,10 +162,10 @@ def _fit(points: npt.NDArray[np.float64]) -> BatchCost:
 def gap(reference: Wall, other: Wall, costs: Mapping[str, BatchCost]) -> dict[str, float]:
     """By part, how many ns per token ``other`` takes more than ``reference``.
 
-    ``costs``: by stage, of the reference. The parts add up to the difference of
-    :attr:`Wall.ns_per_token`.
+    ``costs``: by stage, of the reference. :data:`PARTS` add up to the difference of
+    :attr:`Wall.ns_per_token`, :data:`OF_CONTENTION` to ``contention``.
     """
-    parts = dict.fromkeys(PARTS, 0.0)
+    parts = dict.fromkeys((*PARTS, *OF_CONTENTION), 0.0)
     for wall, sign in ((other, 1), (reference, -1)):
         parts["messages"] += sign * wall.message_ns / wall.tokens
         parts["waiting"] += sign * (wall.wall_ns - wall.busy_ns - wall.message_ns) / wall.tokens
@@ -180,7 +182,8 @@ def gap(reference: Wall, other: Wall, costs: Mapping[str, BatchCost]) -> dict[st
             diluted = cost.per_row(two.rows / two.batches) - cost.per_row(one.rows / one.batches)
         rows = (rows_one + rows_two) / 2
         parts["dilution"] += rows * diluted
-        parts["contention"] += rows * (time_two - time_one - diluted)
+        parts["slower"] += rows * (time_two - time_one - diluted)
+    parts["contention"] = parts["slower"] + parts["overlap"]
     return parts
 
 

@@ -10,7 +10,8 @@ from pdv_mp.topology_rows import FRONT, POOLS, Topology
 class RestartGroups:
     """What a death means for the other processes of a topology.
 
-    A worker without a scheduler holds nothing that outlives an order, so it is started again alone.
+    A worker without a scheduler holds nothing that outlives an order, and a tokenizer nothing that
+    the front could not send again, so each is started again alone.
     The scheduler holds the state of its replica: the other workers there would work for requests
     that nobody knows any more. The pools process holds the memory of all workers.
     """
@@ -26,6 +27,8 @@ class RestartGroups:
             return topology.process_names
         if name == POOLS:
             return (POOLS, *topology.worker_names)
+        if name in topology.tokenizer_names:
+            return (name,)
         worker, replica = topology.place(name)
         if not worker.schedules:
             return (name,)
@@ -34,8 +37,8 @@ class RestartGroups:
     def notices(self, name: str) -> Iterator[tuple[str, str]]:
         """When ``name`` dies: pairs of a process that is told, and of the one it is told about.
 
-        The front hears of every scheduler that goes, or of the one worker that has none; the
-        scheduler of a replica hears of its workers.
+        The front hears of every scheduler that goes, or of the one other process; the scheduler of
+        a replica hears of its workers.
         """
         fallen = self.falls_with(name)
         schedulers = [other for other in self._topology.scheduler_names if other in fallen]
@@ -43,4 +46,5 @@ class RestartGroups:
             yield FRONT, scheduler
         if not schedulers:
             yield FRONT, name
+        if not schedulers and name not in self._topology.tokenizer_names:
             yield self._topology.scheduler_names[self._topology.place(name)[1]], name

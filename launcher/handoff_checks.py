@@ -6,6 +6,7 @@ from launcher.devices import visible_gpus
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.lanes.injected_delay import parse_delays
 from pdv_mp.topology import Topology
+from pdv_mp.topology_rows import TOKENIZER
 
 
 def check_handoff(config: EngineConfig, row: Topology) -> None:
@@ -14,7 +15,7 @@ def check_handoff(config: EngineConfig, row: Topology) -> None:
     lanes = row.lanes(0)
     for edge in delays:
         ends = set(edge.split(">")) - {"verify", "front"}
-        if not ends <= set(lanes):
+        if not ends <= {*lanes, *([TOKENIZER] if row.tokenizers else [])}:
             raise ConfigError(
                 f"--inject-delay: topology {row.name!r} has no messages from "
                 f"{edge.replace('>', ' to ')}"

@@ -33,7 +33,7 @@ from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
 from pdv_mp.process import CONFIG_FILE, READY_FILE
-from pdv_mp.topology import FRONT, POOLS, topology, topology_of
+from pdv_mp.topology import FRONT, topology, topology_of
 
 
 class LaunchCommand(click.Command):
@@ -304,8 +304,8 @@ def child_spec(
     Kernels' threads are bounded before Python starts: several processes that each start one thread
     per core and spin would slow each other down by an order of magnitude.
     """
-    alone = name in (FRONT, POOLS)
-    threads = "1" if alone else str(topology_of(config).place(name)[0].threads)
+    row = topology_of(config)
+    threads = str(row.place(name)[0].threads) if name in row.worker_names else "1"
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": threads,

@@ -20,10 +20,12 @@ def _number(count: int, one: str, many: str | None = None) -> str:
 
 
 def _tree(row: Topology) -> list[str]:
+    tokenizes = "" if row.tokenizers else "tokenizes, "
     lines = [
         ("clients", ""),
-        (f"└─ client, tcp ── {FRONT}", "tokenizes, detokenizes, keeps what is open"),
+        (f"└─ client, tcp ── {FRONT}", f"{tokenizes}detokenizes, keeps what is open"),
     ]
+    lines += [(f"   ├─ {name}.N ── {name}", "tokenizes") for name in row.tokenizer_names]
     for replica, name in enumerate(row.scheduler_names):
         last = replica == row.replicas - 1
         branch, stem = ("└─", "  ") if last else ("├─", "│ ")
@@ -65,6 +67,8 @@ def _sockets(row: Topology) -> list[str]:
     """A table of the endpoints: type, who binds, who connects, what they carry."""
     table = [("socket", "type", "bound by", "connected by", "carries")]
     table.append(("client, tcp", "ROUTER – DEALER", FRONT, "clients", "the client protocol"))
+    for name in row.tokenizer_names:
+        table.append((f"{name}.N", "PAIR", FRONT, name, "texts; ids"))
     for replica, name in enumerate(row.scheduler_names):
         edge = (f"engine-{replica}.N", "PAIR", FRONT, name, "open, close; tokens")
         table.append(edge)
@@ -84,6 +88,6 @@ def _sockets(row: Topology) -> list[str]:
     return [
         *lines,
         "",
-        "All but tcp are files in the run directory. N is the generation of the worker below: how",
+        "All but tcp are files in the run directory. N is the generation of the process below: how",
         "often it was started again.",
     ]

@@ -1,11 +1,13 @@
 """``--topology-file``: a row of one's own.
 
     replicas: 1
+    tokenizers: 1
     workers:
       - {name: prefill, stages: [prefill]}
       - {name: decode, stages: [verify, draft], threads: 2, max_batch: 8, device: cpu}
 
 A worker's stages are in the order of their urgency. Only ``name`` and ``stages`` are required.
+Without ``tokenizers`` the front tokenizes.
 """
 
 from __future__ import annotations
@@ -19,12 +21,23 @@ from typing import Any
 from launcher.devices import check_device
 from launcher.yaml_file import read_yaml_map
 from pdv_mp.config import ConfigError
-from pdv_mp.topology_rows import MAX_REPLICAS, MAX_WORKER_NAME, STAGES, Topology, Worker
+from pdv_mp.topology_rows import (
+    MAX_REPLICAS,
+    MAX_TOKENIZERS,
+    MAX_WORKER_NAME,
+    STAGES,
+    TOKENIZER,
+    Topology,
+    Worker,
+)
 
 FLAG = "--topology-file"
 
 MAX_COUNT = 4096
 """Most threads of a worker, and most requests of its batch."""
+
+RESERVED = ("engine", "trace", TOKENIZER)
+"""Names that begin those of other files in the run directory, or of other processes."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*")
 
@@ -42,7 +55,8 @@ def read_topology_file(path: Path) -> Topology:
 
 
 def _row(name: str, values: Mapping[Any, Any]) -> Topology:
-    known = _checked(values, ("workers", "replicas"), "")
+    known = _checked(values, ("workers", "replicas", "tokenizers"), "")
+    tokenizers = _count(known.get("tokenizers", 0), "tokenizers", MAX_TOKENIZERS, least=0)
     replicas = _count(known.get("replicas", 1), "replicas", MAX_REPLICAS)
     listed = known.get("workers")
     if not isinstance(listed, list) or not listed:
@@ -60,7 +74,7 @@ def _row(name: str, values: Mapping[Any, Any]) -> Topology:
                 f"worker {worker.name!r} hosts {' and '.join(worker.stages)}; only the one that "
                 "hosts 'verify' may host another stage as well"
             )
-    return Topology(name, workers, replicas)
+    return Topology(name, workers, replicas, tokenizers)
 
 
 def _worker(number: int, values: Any) -> Worker:
@@ -72,6 +86,8 @@ def _worker(number: int, values: Any) -> Worker:
             f"worker {number} has the name {name!r}; a name is a small letter and then at most "
             f"{MAX_WORKER_NAME - 1} small letters and digits"
         )
+    if name in RESERVED:
+        raise ConfigError(f"worker {number} has the name {name!r}, which other things have")
     where = f" of worker {name!r}"
     known = _checked(values, ("name", "stages", "threads", "max_batch", "device"), where)
     device = str(known["device"]) if "device" in known else None
@@ -114,9 +130,9 @@ def _optional_count(values: Mapping[str, Any], key: str, where: str) -> int | No
     return _count(values[key], f"{key}{where}", MAX_COUNT) if key in values else None
 
 
-def _count(value: Any, what: str, most: int) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise ConfigError(f"{what} is {value!r}; it must be a whole number from 1 to {most}")
+def _count(value: Any, what: str, most: int, least: int = 1) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{what} is {value!r}; it must be a whole number from {least} to {most}")
     return value
 
 

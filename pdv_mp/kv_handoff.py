@@ -143,7 +143,9 @@ class KVReceiver:
         Raises WireError for rows of another size, ConfigError when this system does not let
         processes share memory.
         """
-        cache = self._caches[rows.role]
+        cache = self._caches.get(rows.role)
+        if cache is None:
+            raise WireError(f"there is no cache here for KV of the model {rows.role!r}")
         if rows.nbytes != cache.rows_bytes(rows.tokens):
             raise WireError(
                 f"{rows.tokens} tokens of the {rows.role} model come with {rows.nbytes} bytes of "

@@ -50,7 +50,7 @@ def die_with_parent(parent_pid: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one role until the supervisor stops it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pdv_mp.process", description=__doc__)
-    parser.add_argument("name", help="front, pools, or the name of a worker, such as worker-0")
+    parser.add_argument("name", help="front, pools, or the name of another, such as worker-0")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument(
         "--generation", type=int, default=0, help="how often this process was started before"
@@ -125,6 +125,10 @@ def _run_role(
         from pdv_mp.pools_process import run_pools
 
         run_pools(config, run_dir, control)
+    elif name in row.tokenizer_names:
+        from pdv_mp.tokenizer_process import run_tokenizer
+
+        run_tokenizer(config, name, run_dir, control, generations)
     elif row.place(name)[0].schedules:
         from pdv_mp.worker_process import run_worker
 
@@ -155,4 +159,10 @@ def _is_users_error(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _status = main()
+    # An interpreter that has read torch computes for half a second to take itself apart, and all
+    # that is not memory has been closed.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_status)

@@ -1,8 +1,8 @@
 """The table of topologies: which worker process hosts which stages, and with how many replicas.
 
-A *stage* is prefill, draft or verify; tokenizing belongs to the front here. A *worker* is a process
-that hosts some stages. Handing work to a stage of the same worker is a function call, to one of
-another worker a message; nothing else differs between the rows.
+A *stage* is prefill, draft or verify. A *worker* is a process that hosts some stages. Handing work
+to a stage of the same worker is a function call, to one of another worker a message; nothing else
+differs between the rows. Tokenizing belongs to the front, or to processes of their own.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ DRAFT = Worker("draft", ("draft",))
 
 UNIFIED = Topology("unified", (Worker("worker", ALL_STAGES),))
 BASELINE = Topology("baseline", (Worker("worker", ALL_STAGES, max_batch=1),), replicas=4)
-PD = Topology("pd", (PREFILL, Worker("decode", ("verify", "draft"))))
-PDV = Topology("pdv", (PREFILL, DRAFT, Worker("verify", ("verify",))))
-PD_LEGACY = Topology("pd-legacy", (PREFILL, Worker("decode", ("verify", "draft"), max_batch=6)))
-PDV_LEGACY = Topology("pdv-legacy", (PREFILL, DRAFT, Worker("verify", ("verify",), max_batch=12)))
+PD = Topology("pd", (PREFILL, Worker("decode", ("verify", "draft"))), tokenizers=1)
+PDV = Topology("pdv", (PREFILL, DRAFT, Worker("verify", ("verify",))), tokenizers=1)
+PD_LEGACY = Topology(
+    "pd-legacy", (PREFILL, Worker("decode", ("verify", "draft"), max_batch=6)), tokenizers=1
+)
+PDV_LEGACY = Topology(
+    "pdv-legacy", (PREFILL, DRAFT, Worker("verify", ("verify",), max_batch=12)), tokenizers=1
+)
 
 ROWS: dict[str, Topology] = {
     row.name: row for row in (UNIFIED, BASELINE, PD, PDV, PD_LEGACY, PDV_LEGACY)

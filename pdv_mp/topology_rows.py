@@ -100,7 +100,7 @@ class Topology:
     def process_names(self) -> tuple[str, ...]:
         """Names of all processes that serve, the front first."""
         pools = (POOLS,) if self.has_pools else ()
-        return (FRONT, *self.tokenizer_names, *pools, *self.worker_names)
+        return (FRONT, *pools, *self.worker_names, *self.tokenizer_names)
 
     def place(self, process_name: str) -> tuple[Worker, int]:
         """The row and the replica of a worker process. Raises KeyError for any other name."""

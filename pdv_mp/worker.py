@@ -362,7 +362,9 @@ class Worker:
         else:
             self._lanes["prefill"](wire.PrefillWork(order=order))
 
-    def _start_cycle(self, group: Group) -> bool:
+    def _start_cycle(self, group: Group, verifies: bool = True) -> bool:
+        """Begin a group's next cycle; False if there is nothing to do before a message arrives.
+        ``verifies``: what needs no drafts is verified at once, and not left to the next step."""
         drafting = self._who_drafts()
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
         # The group that starts goes behind the others, so that they start in turn.
@@ -379,8 +381,10 @@ class Worker:
             self.handoffs.follows("verify>draft", time.monotonic_ns())
             rows = self._arrivals.with_order(cycle.drafts.slots)
             self._lanes["draft"](wire.DraftWork(order=cycle.drafts, rows=rows))
-        elif cycle.plain is not None:
+        elif cycle.plain is not None and verifies:
             self._run_verify(group)
+        elif cycle.plain is not None:
+            return True
         else:
             # All wait for room that others in some stage hold, or have been pre-empted.
             waiting_for_lanes = self.prefill is None and self.scheduler.num_prefilling > 0
@@ -448,12 +452,16 @@ class Worker:
         self.verify.commit(verdict)
         now = time.monotonic_ns()
         self.scheduler.verified(verdict, now)
-        goes_on = self.scheduler.has_cycle_of(group.index)
-        if goes_on and self._who_drafts() is Drafting.HERE:
-            self.handoffs.handed("verify>draft", now)
-            self.handoffs.waits("verify>draft", now, group.index)
         if self._config.server.check_invariants:
             self.scheduler.check()
+        if self.scheduler.has_cycle_of(group.index):
+            drafting = self._who_drafts()
+            if drafting is Drafting.IN_LANE:
+                # Its order goes out before anything else, since the next token waits for it.
+                self._start_cycle(group, verifies=False)
+            elif drafting is Drafting.HERE:
+                self.handoffs.handed("verify>draft", now)
+                self.handoffs.waits("verify>draft", now, group.index)
         return True
 
     # ------------------------------------------------------------------ stamps

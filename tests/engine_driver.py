@@ -115,6 +115,13 @@ class WatchedWorker(Worker):
         # A lane that drafts ahead writes guesses beside what the engine knows of.
         if resources.draft is not None and not config.handoff.draft_ahead:
             self._watchers.append(KVWatcher(self, resources.draft, self.table.draft_len))
+        check = self.scheduler.check
+
+        def check_all() -> None:
+            check()
+            self._check_rows()
+
+        self.scheduler.check = check_all  # type: ignore[method-assign]
         fill = self.table.fill
 
         def watched(sequence: Sequence, num_cached: int, room: int) -> None:
@@ -124,10 +131,13 @@ class WatchedWorker(Worker):
 
         self.table.fill = watched  # type: ignore[method-assign]
 
-    def step(self) -> bool:
-        progressed = super().step()
+    def _check_rows(self) -> None:
         for watcher in self._watchers:
             watcher.check()
+
+    def step(self) -> bool:
+        progressed = super().step()
+        self._check_rows()
         return progressed
 
 

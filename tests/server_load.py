@@ -92,14 +92,16 @@ class Load:
         else:
             ids, text, logprobs = last["ids"], last["text"], last.get("logprobs", [])
         assert last["usage"]["completion_tokens"] == len(ids)
-        assert last["usage"]["prompt_tokens"] == len(self.requests[id]["prompt_ids"])
+        if (prompt_ids := self.requests[id].get("prompt_ids")) is not None:
+            assert last["usage"]["prompt_tokens"] == len(prompt_ids)
         return ids, text, last["finish"], last["stop_reason"], [item["id"] for item in logprobs]
 
 
 @contextmanager
-def load(server: ServerProcess) -> Iterator[Load]:
+def load(server: ServerProcess, endpoint: str | None = None) -> Iterator[Load]:
+    """A client of the server, by default over its ipc endpoint."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    client = Load(context, server.ipc)
+    client = Load(context, endpoint or server.ipc)
     try:
         yield client
     finally:

@@ -50,7 +50,8 @@ def run_launch(*arguments: str, environment: Mapping[str, str] | None = None) ->
 class ServerProcess:
     """A started ``pdv-launch``; a context manager that aborts what is still running at its end.
 
-    After :meth:`wait_ready`, ``ready`` is the report that ``--ready-fd`` gave.
+    After :meth:`wait_ready`, ``ready`` is the report that ``--ready-fd`` gave. ``own_group``:
+    whether its processes are a group of their own, as those of a command in a terminal are.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ServerProcess:
         command: Sequence[str] = LAUNCH,
         environment: Mapping[str, str] | None = None,
         port: int = 0,
+        own_group: bool = False,
     ) -> None:
         self.ready: dict[str, Any] = {}
         reader, writer = os.pipe()
@@ -71,6 +73,7 @@ class ServerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=(writer,),
+                start_new_session=own_group,
                 env={**os.environ, **(environment or {})},
             )
         finally:

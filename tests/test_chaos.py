@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,7 +40,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def requests() -> list[Message]:
-    return random_requests(48, seed=21)
+    """Every third has a text, which is still to be tokenized, for its prompt."""
+    requests = random_requests(48, seed=21)
+    for index, fields in enumerate(requests[::3]):
+        del fields["prompt_ids"]
+        fields["prompt"] = f"def f{index}(x):\n    return x + {index}\n" * (1 + index % 3)
+    return requests
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +158,11 @@ def test_a_killed_launcher_leaves_nothing(
     assert not server.run_dir.exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-@pytest.mark.parametrize("name", TOPOLOGIES)
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [*((name, signal.SIGKILL) for name in TOPOLOGIES), ("pdv", signal.SIGSTOP)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_dead_front_ends_the_server(
     name: str, how: signal.Signals, start_server: Start, requests: list[Message]
 ) -> None:
@@ -176,8 +183,9 @@ def test_a_dead_front_ends_the_server(
     assert [line for line in done.messages if line.startswith("front ")] == [said[how]]
 
 
-@pytest.mark.parametrize("how", ["raise", "crash", "kill"])
-@pytest.mark.parametrize("process", ["prefill-0", "draft-0", "verify-0"])
+@pytest.mark.parametrize(
+    ("process", "how"), [("prefill-0", "crash"), ("draft-0", "kill"), ("verify-0", "raise")]
+)
 def test_a_request_that_keeps_killing_a_process_is_found(
     process: str, how: str, start_server: Start, requests: list[Message]
 ) -> None:
@@ -205,15 +213,26 @@ def test_a_request_that_keeps_killing_a_process_is_found(
             assert (last["type"], last["code"], last["retryable"]) == ("error", "internal", False)
             assert "died 3 times" in last["message"]
         wait_all_there(client)
-        check_nothing_leaks(client, 2 if stage == "draft" else 3)
+        check_nothing_leaks(client)
+        restarts = client.info()["counters"]["restarts"]
+        # Without drafts it may have ended before the process was back.
+        assert restarts in ((1, 2) if stage == "draft" else (3,))
         client.generate("after", prompt_ids=[20, 21], max_tokens=5, ignore_eos=True)
         client.until_all_ended()
         assert client.last["after"]["finish"] == "length"
     assert server.stop().code == 0
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("unified", signal.SIGHUP),
+        ("baseline", signal.SIGTERM),
+        ("pd", signal.SIGINT),
+        ("pdv", signal.SIGTERM),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_signal_in_the_middle_of_a_recovery_drains(
     name: str,
     number: signal.Signals,
@@ -229,8 +248,8 @@ def test_a_signal_in_the_middle_of_a_recovery_drains(
         busy.until_tokens(40)
         os.kill(server.pids[victim], signal.SIGKILL)
         server.process.send_signal(number)
-        client.until_all_ended()
+        client.until(lambda: client.num_open == 0)
         busy.check(wanted)
-    started = time.monotonic()
-    assert server.wait().code == 0
-    assert time.monotonic() - started < 15
+    done = server.wait()
+    assert done.code == 0, done.stderr
+    assert f"pdv-launch: {number.name}: draining; once more to abort" in done.stderr

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_driver import Request, make_worker, run
+from pools_harness import pools_config
 from split_engine import make_split
 from tiny_model import VOCABULARY, TinyPair
 
@@ -18,7 +19,8 @@ from pdv_mp.kv_handoff import CopySender, HandleSender, KVReceiver, KVSender
 from pdv_mp.lanes.stamps import BatchStamps
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
-from pdv_mp.resource_plan import DRAFT, TARGET
+from pdv_mp.planned_caches import lane_cache
+from pdv_mp.resource_plan import DRAFT, TARGET, make_plan
 from pdv_mp.stages.kv_rows import KVBuffer, KVRows
 from pdv_mp.stages.messages import Prefilled
 from pdv_mp.wire import stages as wire
@@ -138,11 +140,13 @@ def test_rows_of_a_process_that_has_died_are_lost() -> None:
     assert not receiver.take(rows)
 
 
-def test_rows_of_another_size_are_refused() -> None:
+def test_rows_of_another_size_or_model_are_refused() -> None:
     cache = make_cache("contiguous")
     rows = KVRows(3, TARGET, TOKENS, np.zeros(cache.rows_bytes(TOKENS) - 1, np.uint8))
     with pytest.raises(WireError, match="37 tokens of the target model come with"):
         KVReceiver({TARGET: cache}).take(rows)
+    with pytest.raises(WireError, match="no cache here for KV of the model 'target'"):
+        KVReceiver({DRAFT: cache}).take(rows)
 
 
 def test_pages_beyond_the_budget_are_given_back() -> None:
@@ -224,3 +228,30 @@ def test_nothing_is_copied_where_the_caches_are_shared(tiny_pair: TinyPair) -> N
     )
     run(split, some_requests(5), np.random.default_rng(2))
     assert all(edge["kv_bytes"] == 0 for edge in split.handoffs.as_dict().values())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "paged"])
+def test_where_caches_are_private_only_block_tables_are_shared(
+    layout: str, tiny_pair: TinyPair
+) -> None:
+    options = {"kv_layout": layout, "kv_cache_memory": 1 << 20}
+    shared = make_plan(pools_config("pdv", tiny_pair.verifier, tiny_pair.draft, **options))
+    private = make_plan(
+        pools_config("pdv", tiny_pair.verifier, tiny_pair.draft, kv_handoff="copy", **options)
+    )
+    names = [buffer.name for buffer in private.kv_buffers(10)]
+    assert names == (["table-target-0", "table-draft-0"] if layout == "paged" else [])
+    assert private.count_blocks(1 << 20) == shared.count_blocks(1 << 20) // 2
+    assert shared.prefix_caching
+    assert not private.prefix_caching
+    # A worker that does not compute the draft keeps the account of its blocks, and no memory.
+    model = private.model(DRAFT)
+    assert model is not None
+    table = torch.zeros(1 << 20, dtype=torch.uint8) if layout == "paged" else None
+    cache = lane_cache(private, model, 10, table, held=False)
+    if isinstance(cache, PagedKVCache):
+        assert cache.pool.device.type == "meta"
+        cache.set_blocks(2, [4])
+    else:
+        assert isinstance(cache, ContiguousKVCache)
+        assert cache.committed_bytes() == 0

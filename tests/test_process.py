@@ -90,6 +90,7 @@ ROLES = {
     "prefill-0": ("pdv_mp.lanes.lane_process", "run_lane"),
     "draft-1": ("pdv_mp.lanes.lane_process", "run_lane"),
     "verify-1": ("pdv_mp.worker_process", "run_worker"),
+    "tokenizer-1": ("pdv_mp.tokenizer_process", "run_tokenizer"),
 }
 
 
@@ -97,7 +98,7 @@ ROLES = {
 def test_a_name_stands_for_its_role(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    config = EngineConfig(topology="two", table=Topology("two", PDV.workers, replicas=2))
+    config = EngineConfig(topology="two", table=Topology("two", PDV.workers, 2, tokenizers=2))
     (run_dir / CONFIG_FILE).write_text(config.to_json())
     module, function = ROLES[name]
     calls: list[tuple[Any, ...]] = []

@@ -27,12 +27,21 @@ def test_every_row_hosts_every_stage_once(row: Topology) -> None:
     [
         ("unified", ("front", "worker-0")),
         ("baseline", ("front", "pools", "worker-0", "worker-1", "worker-2", "worker-3")),
-        ("pd", ("front", "pools", "prefill-0", "decode-0")),
-        ("pdv", ("front", "pools", "prefill-0", "draft-0", "verify-0")),
+        ("pd", ("front", "pools", "prefill-0", "decode-0", "tokenizer-0")),
+        ("pdv", ("front", "pools", "prefill-0", "draft-0", "verify-0", "tokenizer-0")),
     ],
 )
 def test_processes_of_the_rows(name: str, processes: tuple[str, ...]) -> None:
     assert ROWS[name].process_names == processes
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_split_rows_tokenize_in_a_process_of_its_own(row: Topology) -> None:
+    assert row.tokenizers == (1 if row.name.startswith("pd") else 0)
+    three = dataclasses.replace(row, tokenizers=3)
+    assert three.tokenizer_names == ("tokenizer-0", "tokenizer-1", "tokenizer-2")
+    assert three.process_names[-3:] == three.tokenizer_names
+    assert not set(three.tokenizer_names) & set(three.worker_names)
 
 
 def test_replicas_repeat_all_workers() -> None:
@@ -66,7 +75,7 @@ def test_a_batch_is_within_both_limits(limit: int | None, batch: int) -> None:
 
 
 def test_a_table_goes_with_the_configuration() -> None:
-    row = Topology("own", (Worker("worker", STAGES, 2, 3, "cpu"),), replicas=2)
+    row = Topology("own", (Worker("worker", STAGES, 2, 3, "cpu"),), replicas=2, tokenizers=2)
     named = EngineConfig()
     config = dataclasses.replace(named, topology="own", table=row)
     again = EngineConfig.from_json(config.to_json())

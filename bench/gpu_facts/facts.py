@@ -57,7 +57,7 @@ class Report:
 
     def numbers(self, what: str, unit: str, values: Sequence[float]) -> None:
         """Something that was measured, once or several times."""
-        self._write(Fact(what, unit, [float(value) for value in values]))
+        self._write(Fact(what, unit, [float(f"{value:.5g}") for value in values]))
 
     def text(self, what: str, text: object) -> None:
         """Something that was found."""

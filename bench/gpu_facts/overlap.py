@@ -19,6 +19,7 @@ from bench.gpu_facts.peers import Peer, Talk
 from bench.gpu_facts.workloads import PAIRS, Steps
 
 ROLES = ("draft", "verify")
+WAYS = ("eager", "graph")
 BATCH, CONTEXT = 8, 512
 Step = Callable[[], None]
 Rates = dict[str, float]
@@ -43,7 +44,7 @@ def measure_two_streams(report: Report) -> None:
     """In one process: a thread and a stream for each model."""
     for pair in PAIRS:
         models = {role: Steps(PAIRS[pair], role, BATCH, CONTEXT) for role in ROLES}
-        for way in ("eager", "graph"):
+        for way in WAYS:
             steps = {
                 role: made.run if way == "eager" else made.captured()
                 for role, made in models.items()
@@ -84,27 +85,27 @@ def compare_processes(
 ) -> None:
     """The same with processes that have more in their environment; ``check`` gets their ids."""
     for pair in PAIRS:
-        for way in ("eager", "graph"):
-            with Peer("steps", environment) as draft, Peer("steps", environment) as verify:
-                peers = {"draft": draft, "verify": verify}
-                for role, peer in peers.items():
-                    peer.send(pair=pair, role=role, way=way)
-                for peer in peers.values():
-                    peer.receive()
-                if check is not None:
-                    check([draft.pid, verify.pid])
-                _compare(report, f"{pair}, {way}{label}", partial(_ask_all, peers))
+        with Peer("steps", environment) as draft, Peer("steps", environment) as verify:
+            peers = {"draft": draft, "verify": verify}
+            for role, peer in peers.items():
+                peer.send(pair=pair, role=role)
+            for peer in peers.values():
+                peer.receive()
+            if check is not None:
+                check([draft.pid, verify.pid])
+            for way in WAYS:
+                _compare(report, f"{pair}, {way}{label}", partial(_ask_all, peers, way))
 
 
-def _ask_all(peers: Mapping[str, Peer], roles: tuple[str, ...], seconds: float) -> Rates:
+def _ask_all(peers: Mapping[str, Peer], way: str, roles: tuple[str, ...], seconds: float) -> Rates:
     for role in roles:
-        peers[role].send(seconds=seconds)
+        peers[role].send(way=way, seconds=seconds)
     return {role: float(peers[role].receive()["rate"]) for role in roles}
 
 
 def _compare(report: Report, label: str, rates: Callable[[tuple[str, ...], float], Rates]) -> None:
     """Rounds of each alone and both at once."""
-    seconds = 0.3 if report.quick else 1.0
+    seconds = 0.3 if report.quick else 0.7
     alone: dict[str, list[float]] = {role: [] for role in ROLES}
     both: dict[str, list[float]] = {role: [] for role in ROLES}
     indices = []
@@ -125,8 +126,7 @@ def steps_peer(talk: Talk) -> None:
     """Load a model, then run it for as long as asked."""
     order = talk.receive()
     steps = Steps(PAIRS[order["pair"]], order["role"], BATCH, CONTEXT)
-    step = steps.run if order["way"] == "eager" else steps.captured()
-    step()
+    step = {"eager": steps.run, "graph": steps.captured()}
     talk.send(ready=True)
     while "stop" not in (order := talk.receive()):
-        talk.send(rate=rate(step, order["seconds"]))
+        talk.send(rate=rate(step[order["way"]], order["seconds"]))

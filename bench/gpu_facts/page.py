@@ -48,7 +48,7 @@ def as_json(outcomes: Sequence[Outcome], quick: bool, day: date) -> str:
         "quick": quick,
         "measurements": [asdict(outcome) for outcome in outcomes],
     }
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(found, ensure_ascii=False) + "\n"
 
 
 def _cell(text: str) -> str:

@@ -21,7 +21,7 @@ _AHEAD = 8
 
 def measure_slices(report: Report) -> None:
     """Gaps between small kernels of one process, alone and beside one that multiplies matrices."""
-    count = report.repeats(20_000, 1000)
+    count = report.repeats(5000, 1000)
     with Peer("short") as short, Peer("busy") as busy:
         _report_gaps(report, "alone", short.ask(gaps=count)["gaps"])
         busy.ask(start=True)

@@ -89,8 +89,8 @@ def run_front(
     try:
         for number, name in enumerate(row.scheduler_names):
             held = delay_of(delays, "verify>front")
-            edge = EngineEdge(context, run_dir, generations[name], name, number, held)
-            replicas.append(Replica(number, name, edge))
+            engine_edge = EngineEdge(context, run_dir, generations[name], name, number, held)
+            replicas.append(Replica(number, name, engine_edge))
         for number, name in enumerate(row.tokenizer_names):
             held = delay_of(delays, "tokenizer>front")
             text_edge = TokenizerEdge(context, run_dir, generations[name], name, held)

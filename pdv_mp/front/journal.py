@@ -4,7 +4,8 @@ A request is in one of four places. *Untokenized*: open, but not accepted yet, s
 still has its prompt (see :mod:`pdv_mp.front.tokenizers`). *Waiting*: accepted, and queued here
 until a replica's scheduler has a credit free. *Running*: opened at the scheduler of one replica,
 which holds one credit for it. *Closing*: ended here, by a stop text, a cancel or a lost client,
-while the scheduler has yet to give the credit back. Closing requests are not open any more; only their keys are kept.
+while the scheduler has yet to give the credit back. Closing requests are not open any more; only
+their keys are kept.
 
 When a scheduler's process dies, all that run there wait again, in the order in which they came,
 ahead of those that were never opened. They go to whichever replica has room first, but those that
@@ -62,9 +63,10 @@ class Request:
     ``untokenized``: its prompt's ids are not known yet, and it is not accepted; ``cancelled``: its
     client has ended it before that. ``params`` has its ``max_tokens`` and ``seed`` filled in when
     it is accepted. ``output_ids`` are the tokens so far; ``drafted`` their flags. ``timeline`` is
-    the front's own until the first tokens arrive; ``snapshot`` is the latest that the worker sent, packed, and ``overlapped`` what this process
-    did beside the baton since. ``queued_ns`` to ``opened_ns`` it waited here for a credit, then
-    ``engine_queued_ns`` at the scheduler for a slot. ``sent_ns``: when it was last opened; 0 while
+    the front's own until the first tokens arrive; ``snapshot`` is the latest that the worker sent,
+    packed, and ``overlapped`` what this process did beside the baton since. ``queued_ns`` to
+    ``opened_ns`` it waited here for a credit, then ``engine_queued_ns`` at the scheduler for a
+    slot. ``sent_ns``: when it was last opened; 0 while
     it waits here. ``entries``: entries of tokens received since. ``killed``: the processes
     that died while they worked on it; ``deaths``: how many of them count, see
     :mod:`pdv_mp.front.quarantine`. ``held``: an entry that is not delivered yet. ``parking``: it

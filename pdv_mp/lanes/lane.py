@@ -193,6 +193,8 @@ class DraftLane:
         stamps, lost = self._orders.popleft()
         before(order.slots.tolist())
         started = time.monotonic_ns()
+        if lost:
+            self._stage.halt()  # what it guessed ahead may be of slots that have ended
         proposal = without_drafts(order) if lost else self._stage.run(order)
         ended = time.monotonic_ns()
         drafts, hits = self._stage.ahead_drafts, self._stage.ahead_hits

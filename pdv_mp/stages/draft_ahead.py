@@ -49,7 +49,7 @@ class Ahead:
     @property
     def is_complete(self) -> bool:
         """Whether as many are guessed as an order could use."""
-        return self.guesses.shape[1] >= self.wanted
+        return bool(self.guesses.shape[1] >= self.wanted)
 
     def found(self, order: DraftOrder) -> list[Column]:
         """By entry of an order, the drafts that were guessed for it; empty where the guess does not

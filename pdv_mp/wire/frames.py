@@ -106,7 +106,12 @@ class FrameCodec(Generic[Message]):
     """
 
     def __init__(self, types: Iterable[type[Any]]) -> None:
-        self._types: dict[int, Any] = {message.kind: message for message in types}
+        self._types: dict[int, Any] = {}
+        for message in types:
+            if message.kind in self._types:
+                other = self._types[message.kind].__name__
+                raise ValueError(f"{message.__name__} has the number of {other}, {message.kind}")
+            self._types[message.kind] = message
 
     @property
     def types(self) -> tuple[type[Any], ...]:

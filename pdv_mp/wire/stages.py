@@ -155,7 +155,7 @@ class Withdrawn:
 class Release:
     """Scheduler to prefill lane: these buffers with KV are no longer needed."""
 
-    kind: ClassVar[int] = 39
+    kind: ClassVar[int] = 41
     numbers: npt.NDArray[np.int64]
     stamps: Stamps = field(default_factory=Stamps)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bench.handoff import main
 from bench.handoff_figure import COLOURS, draw
 from bench.handoff_gap import (
+    OF_CONTENTION,
     PARTS,
     BatchCost,
     StageBatch,
@@ -52,10 +53,12 @@ def test_the_parts_add_up_to_the_gap(
 ) -> None:
     fitted = {"prefill": prefill, "draft": draft, "verify": verify}
     parts = gap(reference, other, fitted)
-    assert set(parts) == set(PARTS)
-    size = sum(map(abs, parts.values()))
+    assert set(parts) == {*PARTS, *OF_CONTENTION}
+    error = 1e-9 * sum(map(abs, parts.values())) + 1e-6
     whole = other.ns_per_token - reference.ns_per_token
-    assert sum(parts.values()) == pytest.approx(whole, rel=1e-6, abs=1e-9 * size + 1e-6)
+    assert sum(parts[part] for part in PARTS) == pytest.approx(whole, rel=1e-6, abs=error)
+    shared = sum(parts[part] for part in OF_CONTENTION)
+    assert shared == pytest.approx(parts["contention"], rel=1e-6, abs=error)
 
 
 def wall(**changes: object) -> Wall:
@@ -68,8 +71,9 @@ def wall(**changes: object) -> Wall:
 COST = {"verify": BatchCost(fixed_ns=1000, row_ns=50)}
 
 
-def only(parts: dict[str, float], name: str, value: float) -> bool:
-    return parts == pytest.approx(dict.fromkeys(PARTS, 0.0) | {name: value}, abs=1e-6)
+def only(parts: dict[str, float], name: str, value: float, kind: str = "") -> bool:
+    expected = dict.fromkeys(parts, 0.0) | {name: value} | ({kind: value} if kind else {})
+    return parts == pytest.approx(expected, abs=1e-6)
 
 
 def test_each_change_goes_to_its_own_part() -> None:
@@ -81,9 +85,9 @@ def test_each_change_goes_to_its_own_part() -> None:
     assert only(gap(wall(), diluted, COST), "dilution", 400)
     slower = {"verify": StageWork(batches=40, rows=400, compute_ns=80_000)}
     contended = wall(wall_ns=120_000, busy_ns=80_000, work=slower)
-    assert only(gap(wall(), contended, COST), "contention", 200)
+    assert only(gap(wall(), contended, COST), "contention", 200, "slower")
     overlapped = wall(wall_ns=80_000, busy_ns=40_000)
-    assert only(gap(wall(), overlapped, COST), "overlap", -200)
+    assert only(gap(wall(), overlapped, COST), "contention", -200, "overlap")
     more = {"verify": StageWork(batches=60, rows=600, compute_ns=90_000)}
     discarded = wall(wall_ns=130_000, busy_ns=90_000, work=more)
     assert only(gap(wall(), discarded, COST), "discarded", 300)

@@ -27,6 +27,8 @@ from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.topology import Topology, topology_of
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
+from pdv_mp.wire import tokenize as texts_wire
+from pdv_mp.wire.frames import BatchStamps
 
 WAIT_MS = 10_000
 CORPUS = [
@@ -156,6 +158,52 @@ class FakeEngine:
         )
 
 
+class FakeTokenizer:
+    """The tokenizer's end of the edge; tests say what it answers."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, name: str, generation: int = 0
+    ) -> None:
+        self.generation = generation
+        self.socket = context.socket(zmq.PAIR)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self.socket.setsockopt(option, 0)
+        self.socket.connect(f"ipc://{run_dir / texts_wire.tokenizer_socket(name, generation)}")
+
+    def send(self, message: texts_wire.TokenizerMessage, encode_ns: int | None = None) -> None:
+        self.socket.send(texts_wire.encode(message, self.generation, encode_ns))
+
+    def receive(self, wait_ms: int = WAIT_MS) -> texts_wire.Texts:
+        assert self.socket.poll(wait_ms), "no texts came"
+        message, generation = texts_wire.decode(self.socket.recv(), time.monotonic_ns())
+        assert isinstance(message, texts_wire.Texts)
+        assert generation == self.generation
+        return message
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether no texts come for a moment."""
+        return not self.socket.poll(50)
+
+    def answer(self, texts: texts_wire.Texts, *ids: list[int] | None, busy_ns: int = 0) -> None:
+        """Answer all of these texts; None for one that could not be tokenized."""
+        picked = time.monotonic_ns()
+        order = texts.stamps
+        stamps = (order.encode_ns, order.sent_ns, order.received_ns, order.decoded_ns)
+        counts = [texts_wire.FAILED if found is None else len(found) for found in ids]
+        self.send(
+            texts_wire.Ids(
+                keys=texts.keys,
+                counts=np.array(counts, np.int32),
+                ids=np.array([id for found in ids for id in found or []], np.int32),
+                batch=BatchStamps(picked, picked + 10, time.monotonic_ns() + 20),
+                orders=np.array([stamps] * len(ids), np.int64),
+                busy_ns=np.array([busy_ns] * len(ids), np.int64),
+            ),
+            time.monotonic_ns() + 30,
+        )
+
+
 class FakeClient:
     """A DEALER that sends and receives raw messages."""
 
@@ -203,7 +251,8 @@ class FakeClient:
 
 
 class FrontUnderTest:
-    """A running front, and everything around it; ``engines`` are by replica."""
+    """A running front, and everything around it; ``engines`` are by replica, ``tokenizers`` by
+    number."""
 
     def __init__(
         self, model_folder: Path, credits: int = 4, table: Topology | None = None, **options: Any
@@ -218,7 +267,8 @@ class FrontUnderTest:
             **{"model": str(model_folder), "draft_model": "none", "port": 0, **options}
         )
         self.config = dataclasses.replace(self.config, table=table)
-        self.names = topology_of(self.config).scheduler_names
+        row = topology_of(self.config)
+        self.names, self.tokenizer_names = row.scheduler_names, row.tokenizer_names
         self.facts = {
             "fingerprint": self.config.fingerprint,
             "vocab_size": 400,
@@ -228,6 +278,7 @@ class FrontUnderTest:
             "credits": credits,
             "model": "tiny",
             "draft_model": None,
+            "device": "cpu",
         }
         self.error: BaseException | None = None
         self._heard = threading.Event()
@@ -240,12 +291,16 @@ class FrontUnderTest:
             FakeEngine(self.context, self.run_dir, replica=replica)
             for replica in range(len(self.names))
         ]
+        self.tokenizers = [
+            FakeTokenizer(self.context, self.run_dir, name) for name in self.tokenizer_names
+        ]
         self.clients: list[FakeClient] = []
 
     def _run(self) -> None:
         control = ControlClient(self.run_dir, "front")
         try:
-            run_front(self.config, self.run_dir, control, dict.fromkeys(self.names, 0))
+            generations = dict.fromkeys((*self.names, *self.tokenizer_names), 0)
+            run_front(self.config, self.run_dir, control, generations)
         except (RuntimeError, ValueError) as error:
             self.error = error
             traceback.print_exc()
@@ -261,6 +316,8 @@ class FrontUnderTest:
     def start(self) -> FrontUnderTest:
         for replica in range(len(self.names)):
             self.revive_engine(replica)
+        for number in range(len(self.tokenizers)):
+            self.revive_tokenizer(number)
         ready = self.expect_control(control_wire.Ready)
         self.endpoint, self.ipc = ready.facts["endpoint"], ready.facts["ipc"]
         return self
@@ -295,6 +352,24 @@ class FrontUnderTest:
         facts = {**self.facts, "processes": processes, **facts}
         self.engines[replica].send(wire.EngineReady(facts=facts))
 
+    def kill_tokenizer(self, *batch: int, restarts_left: int = 9, number: int = 0) -> None:
+        """A tokenizer dies while it works on these texts, by key. It is that of its successor then,
+        which has not said that it is ready."""
+        name, generation = self.tokenizer_names[number], self.tokenizers[number].generation
+        record = FlightRecord(record_path(self.run_dir, name, generation), 64)
+        record.enter(batch)
+        record.close()
+        self.tokenizers[number].socket.close(linger=0)
+        self.order(control_wire.Restarting(name, generation + 1, restarts_left))
+        self.tokenizers[number] = FakeTokenizer(self.context, self.run_dir, name, generation + 1)
+
+    def revive_tokenizer(self, number: int = 0) -> None:
+        """A tokenizer, or its successor, is ready."""
+        tokenizer = self.tokenizers[number]
+        processes = {self.tokenizer_names[number]: os.getpid() + tokenizer.generation}
+        facts = {"fingerprint": self.config.fingerprint, "processes": processes}
+        tokenizer.send(texts_wire.TokenizerReady(facts=facts))
+
     def client(self, endpoint: str | None = None) -> FakeClient:
         self.clients.append(FakeClient(self.context, endpoint or self.endpoint))
         return self.clients[-1]
@@ -309,8 +384,8 @@ class FrontUnderTest:
             self.order(control_wire.Stop())
         self.thread.join(20)
         alive = self.thread.is_alive()
-        engines = (engine.socket for engine in self.engines)
-        for socket in (self.supervisor, *engines, *(client.socket for client in self.clients)):
+        others = (other.socket for other in (*self.engines, *self.tokenizers, *self.clients))
+        for socket in (self.supervisor, *others):
             socket.close(linger=0)
         self.context.term()
         self.folder.cleanup()

@@ -402,10 +402,15 @@ def test_prompts_are_logged_only_when_asked_for(
 def test_a_tokenizer_that_fails_logs_no_prompt(
     front: FrontUnderTest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(self: object, text: str) -> list[int]:
+    class Failing:
+        def encode(self, text: str, add_special_tokens: bool) -> None:
+            fail(text)
+
+    def fail(text: str) -> None:
         raise RuntimeError(f"cannot encode {text!r}")
 
-    monkeypatch.setattr("pdv_mp.front.text.TextCodec.encode", fail)
+    codec_of = "pdv_mp.front.text.TextCodec.tokenizer"
+    monkeypatch.setattr(codec_of, property(lambda self: Failing()), raising=False)
     client = front.client()
     client.send("generate", id="a", prompt=PROMPT)
     error = client.expect("error", code="internal", id="a")

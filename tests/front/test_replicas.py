@@ -472,7 +472,7 @@ def test_a_lane_that_dies_stops_nothing(make_front: MakeFront) -> None:
     while "draft-0" not in (info := ask(front, client, 0, processes=lanes))["away"]:
         pass  # the order was not there yet
     assert info["counters"]["restarts"] == 1
-    assert set(info["processes"]) == {"front", "prefill-0", "verify-0"}
+    assert set(info["processes"]) == {"front", "prefill-0", "verify-0", "tokenizer-0"}
     assert info["replicas"][0]["serves"]
     front.engines[0].emit(Entry(key, [9], finish=Finish.LENGTH))
     assert client.until_last("a")[1]["finish"] == "length"
@@ -482,7 +482,7 @@ def test_a_lane_that_dies_stops_nothing(make_front: MakeFront) -> None:
     assert info["processes"]["draft-0"] == 13
     info = die(front, replica=0)  # its lanes are killed with it
     assert info["away"] == ["draft-0", "prefill-0", "verify-0"]
-    assert set(info["processes"]) == {"front"}
+    assert set(info["processes"]) == {"front", "tokenizer-0"}
     front.order(control_wire.Restarting("pools", 1, 9))
     watch(front, lambda info: "pools" in info["away"])
     revive(front, 0)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pdv_mp.sampling_params import SamplingParams
-from pdv_mp.wire import client_messages, control, engine, protocol
-from pdv_mp.wire.frames import HEADER
+from pdv_mp.wire import client_messages, control, engine, protocol, tokenize
+from pdv_mp.wire.frames import HEADER, BatchStamps
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 
 
@@ -82,6 +82,22 @@ def check_engine(frame: bytes) -> None:
         assert bytes(engine.encode(decoded, generation, 1))[body:] == again[body:]
 
 
+def check_tokenize(frame: bytes) -> None:
+    """A frame of a tokenizer's edge is refused or a message that survives a round trip."""
+    try:
+        message, generation = tokenize.decode(frame, 0)
+    except tokenize.WireError:
+        return
+    if isinstance(message, tokenize.Texts):
+        assert sum(map(len, message.split())) == len(message.data)
+    again = _encoded(lambda: bytes(tokenize.encode(message, generation, 1)))
+    if again is not None:
+        decoded, same = tokenize.decode(again, 0)
+        body = HEADER.size
+        assert (type(decoded), same) == (type(message), generation)
+        assert bytes(tokenize.encode(decoded, generation, 1))[body:] == again[body:]
+
+
 def _encoded(encode: Callable[[], bytes]) -> bytes | None:
     try:
         return encode()
@@ -91,7 +107,7 @@ def _encoded(encode: Callable[[], bytes]) -> bytes | None:
         raise
 
 
-CHECKS = (check_client, check_engine, check_control, check_server)
+CHECKS = (check_client, check_engine, check_control, check_server, check_tokenize)
 
 
 def check(data: bytes) -> None:
@@ -102,7 +118,13 @@ def check(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     """One input or more for every type of message of every decoder."""
-    frames = (_client_frames(), _engine_frames(), _control_frames(), _server_frames())
+    frames = (
+        _client_frames(),
+        _engine_frames(),
+        _control_frames(),
+        _server_frames(),
+        _tokenize_frames(),
+    )
     return [bytes((number,)) + frame for number, of in enumerate(frames) for frame in of]
 
 
@@ -196,3 +218,20 @@ def _server_frames() -> list[bytes]:
         protocol.encode("pong", n=1, instance="i", connection=1),
         protocol.encode("alive", instance="i", connection=1),
     ]
+
+
+def _tokenize_frames() -> list[bytes]:
+    messages: list[tokenize.TokenizerMessage] = [
+        tokenize.TokenizerReady(facts={"fingerprint": "f", "processes": {"tokenizer-0": 7}}),
+        tokenize.Texts.of([1, 2**40], [b"text", "é".encode()]),
+        tokenize.Ids(
+            keys=np.array([1, 2, 3], np.int64),
+            counts=np.array([2, tokenize.FAILED, 0], np.int32),
+            ids=np.array([5, 6], np.int32),
+            batch=BatchStamps(1, 2, 3),
+            orders=np.arange(12, dtype=np.int64).reshape(3, 4),
+            busy_ns=np.zeros(3, np.int64),
+        ),
+    ]
+    assert {type(message) for message in messages} == set(tokenize.CODEC.types)
+    return [bytes(tokenize.encode(message, 1, 2)) for message in messages]

@@ -139,4 +139,4 @@ def test_a_failure_because_of_another_death_is_none(lost: list[tuple[str, str]])
     recovery.act()
     assert not lost
     assert processes.generations["prefill-0"] == 2
-    assert sorted(processes.started[1:]) == sorted(PDV.process_names[1:])
+    assert sorted(processes.started[1:]) == sorted(("pools", *PDV.worker_names))

@@ -9,7 +9,7 @@ import pytest
 from launcher.groups import RestartGroups
 from pdv_mp.topology import BASELINE, PD, PDV, UNIFIED, Topology
 
-TWICE = dataclasses.replace(PDV, replicas=2)
+TWICE = dataclasses.replace(PDV, replicas=2, tokenizers=2)
 EVERYBODY = ("prefill-0", "draft-0", "verify-0", "prefill-1", "draft-1", "verify-1")
 
 
@@ -23,7 +23,8 @@ EVERYBODY = ("prefill-0", "draft-0", "verify-0", "prefill-1", "draft-1", "verify
         (TWICE, "draft-1", ("draft-1",)),
         (TWICE, "verify-1", ("verify-1", "prefill-1", "draft-1")),
         (TWICE, "pools", ("pools", *EVERYBODY)),
-        (TWICE, "front", ("front", "pools", *EVERYBODY)),
+        (TWICE, "tokenizer-1", ("tokenizer-1",)),
+        (TWICE, "front", ("front", "pools", *EVERYBODY, "tokenizer-0", "tokenizer-1")),
     ],
 )
 def test_what_starts_anew_with_a_process(row: Topology, name: str, fallen: tuple[str, ...]) -> None:
@@ -36,6 +37,7 @@ def test_what_starts_anew_with_a_process(row: Topology, name: str, fallen: tuple
         (UNIFIED, "worker-0", [("front", "worker-0")]),
         (TWICE, "draft-1", [("front", "draft-1"), ("verify-1", "draft-1")]),
         (TWICE, "verify-0", [("front", "verify-0")]),
+        (TWICE, "tokenizer-1", [("front", "tokenizer-1")]),
         (TWICE, "pools", [("front", "verify-0"), ("front", "verify-1")]),
         (BASELINE, "pools", [("front", f"worker-{replica}") for replica in range(4)]),
     ],

@@ -255,6 +255,15 @@ def one_sentence(*arguments: str, **environment: str) -> str:
         (["--device", "tpu"], "--device 'tpu' is not a device; use auto, cpu or cuda:N"),
         (["--kv-cache-memory", "1X"], "'1X' is not a size"),
         (["--kv-cache-memory", "4K"], "--kv-cache-memory 4096 is too small"),
+        (["--kv-handoff", "copy"], "--kv-handoff copy is for topologies with a prefill worker"),
+        (
+            ["--kv-handoff", "handle", "--topology", "baseline"],
+            "in 'baseline' the worker that verifies computes prompts itself",
+        ),
+        (
+            ["--kv-handoff", "copy", "--topology", "pd", "--kv-cache-memory", "100K"],
+            "--kv-cache-memory 102400 is too small",
+        ),
         (["--max-model-len", "513"], "max_model_len 513 exceeds the model's context of 512"),
         (["--config", "/nowhere/x.yaml"], "cannot read --config /nowhere/x.yaml: No such file"),
         (["--ready-file", "/nowhere/ready"], "the folder /nowhere does not exist"),

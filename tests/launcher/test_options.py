@@ -48,6 +48,15 @@ def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Pat
     assert lines["prefill_priority"] == "default"
 
 
+def test_prefix_caching_that_cannot_be_is_warned_of(tmp_path: Path) -> None:
+    private = {"kv_handoff": "copy"}
+    assert merge(private, {}, None).warnings == ()
+    assert merge({**private, "enable_prefix_caching": False}, {}, None).warnings == ()
+    assert merge({"enable_prefix_caching": True}, {}, None).warnings == ()
+    (warning,) = merge(private, {"PDV_ENABLE_PREFIX_CACHING": "yes"}, None).warnings
+    assert warning.startswith("--enable-prefix-caching has no effect with --kv-handoff copy: ")
+
+
 def test_printed_configuration_is_a_file_that_gives_the_same_one(tmp_path: Path) -> None:
     given = {"max_num_seqs": 3, "kv_cache_memory": 1 << 31, "served_model_name": "a: b # c"}
     values = merge(given, {}, None)

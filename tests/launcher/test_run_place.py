@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import resource
+import errno
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +16,8 @@ import psutil
 import pytest
 from conftest import tiny_arguments
 from server_load import load
-from server_process import Finished, ServerProcess
+from server_process import LAUNCH, Finished, ServerProcess
 from tiny_model import TinyPair
-
-Start = Callable[..., ServerProcess]
 
 LIMITED = """
 import resource, sys
@@ -54,33 +54,73 @@ def test_a_full_disk_is_found_before_any_process_starts(
     )
 
 
+SMALL_DISK = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+MOUNT = 'mount -t tmpfs -o size="$0" small "$XDG_RUNTIME_DIR" && exec "$@"'
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[str], list[str]]]:
+    """``small_disk(size)`` begins a command line whose processes have a disk of that size for their
+    run directory, in a namespace of their own."""
+    # Not in pytest's folder, whose name is too long for the paths of sockets.
+    with (
+        tempfile.TemporaryDirectory(prefix="pdvfull-") as folder,
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setenv("XDG_RUNTIME_DIR", folder)
+        if subprocess.run([*SMALL_DISK, MOUNT, "4k", "true"], check=False).returncode:
+            pytest.skip("this system does not let its users mount a disk in a namespace")
+        yield lambda size: [*SMALL_DISK, MOUNT, size]
+
+
 def test_a_disk_that_is_full_when_a_process_starts(
-    tiny_pair: TinyPair, run_place: tuple[str, Path]
+    tiny_pair: TinyPair, small_disk: Callable[[str], list[str]]
 ) -> None:
-    # Room for the configuration, not for the record of so many slots.
-    arguments = tiny_arguments(tiny_pair, "--max-num-seqs", "1000", "--max-model-len", "64")
-    done = run_limited(8000, *arguments)
+    # Room for the lock and the configuration.
+    with ServerProcess(*tiny_arguments(tiny_pair), command=[*small_disk("8k"), *LAUNCH]) as server:
+        with pytest.raises(RuntimeError):
+            server.wait_ready()
+        done = server.wait()
     assert done.code == 3
     (message,) = done.messages
-    assert message.startswith(f"worker-0 could not start: {run_place[1]}/pdv-")
+    assert message.startswith(f"worker-0 could not start: {os.environ['XDG_RUNTIME_DIR']}/pdv-")
     assert message.endswith(
-        "/batch-worker-0.0 cannot be written: file too large; make room, or set XDG_RUNTIME_DIR "
-        "to a folder that has some"
+        "/batch-worker-0.0 cannot be written: no space left on device; make room, or set "
+        "XDG_RUNTIME_DIR to a folder that has some"
     )
     assert "Traceback" not in done.stderr
 
 
-def test_a_disk_that_is_full_when_a_process_starts_again(start_server: Start) -> None:
-    server = start_server()
-    # What the launcher may write is what its next children may write.
-    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-    with load(server) as client:
-        client.generate("a", prompt_ids=[20, 21], max_tokens=500, ignore_eos=True)
-        client.until(lambda: client.received > 10)
-        psutil.Process(server.pids["worker-0"]).kill()
-        client.until_all_ended()
-        assert (client.last["a"]["code"], client.last["a"]["retryable"]) == ("lane_failed", True)
-    assert server.wait().code == 4
+def fill_up(path: Path) -> None:
+    """Writes a file until its disk is full."""
+    try:
+        with path.open("wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC  # noqa: PT017 - there is no other way out
+
+
+def test_a_disk_that_fills_up_costs_no_request(
+    tiny_pair: TinyPair, small_disk: Callable[[str], list[str]]
+) -> None:
+    """A worker that dies leaves the room that its successor needs."""
+    command = [*small_disk("64k"), *LAUNCH]
+    with ServerProcess(*tiny_arguments(tiny_pair), command=command) as server:
+        server.wait_ready()
+        fill_up(Path(f"/proc/{server.pid}/root{server.run_dir}/filler"))
+        with load(server, server.endpoint) as client:
+            client.generate("a", prompt_ids=[20, 21], max_tokens=500, ignore_eos=True)
+            client.until(lambda: client.received > 10)
+            psutil.Process(server.pids["worker-0"]).kill()
+            client.until_all_ended()
+            assert client.last["a"]["finish"] == "length"
+        done = server.stop()
+    assert done.code == 0
+    assert any(
+        line.endswith("ready.json keeps an old process id: No space left on device")
+        for line in done.messages
+    ), done.stderr
 
 
 def test_two_launchers_want_the_same_port(tiny_pair: TinyPair) -> None:

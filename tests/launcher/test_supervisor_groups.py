@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-PDV = ("front", "pools", "prefill-0", "draft-0", "verify-0")
-REPLICA = PDV[2:]
+WITH_POOLS = ("pools", "prefill-0", "draft-0", "verify-0")
+PDV = ("front", *WITH_POOLS, "tokenizer-0")
+REPLICA = WITH_POOLS[1:]
 
 
 def kill(pids: dict[str, int], *names: str) -> None:
@@ -115,8 +116,8 @@ def test_with_the_pools_all_but_the_front_start_anew(serve: Any) -> None:
     [
         (("draft-0", "verify-0"), REPLICA, "verify-0"),
         (("prefill-0", "draft-0"), ("prefill-0", "draft-0"), None),
-        (("draft-0", "verify-0", "pools"), PDV[1:], "pools"),
-        (PDV[1:], PDV[1:], "pools"),
+        (("draft-0", "verify-0", "pools"), WITH_POOLS, "pools"),
+        (WITH_POOLS, WITH_POOLS, "pools"),
     ],
 )
 def test_several_that_die_at_once_are_started_again_once(
@@ -182,7 +183,7 @@ def test_killed_while_starting_again(serve: Any, victim: str) -> None:
         assert told(lines, "verify-0") == ["draft-0 2 9"]
         assert told(lines, "front") == ["draft-0 2 9"]
     else:
-        fallen = REPLICA if victim == "verify-0" else PDV[1:]
+        fallen = REPLICA if victim == "verify-0" else WITH_POOLS
         third = server.wait_restarts(len(fallen))
         assert renewed(second, third) == set(fallen)
         assert third["facts"]["verify-0"]["generations"]["draft-0"] == 2

@@ -47,7 +47,8 @@ def test_workers_share_the_cores(
 
 
 def test_threads_are_bounded_before_a_process_starts() -> None:
-    row = Topology("own", (Worker("prefill", ("prefill",), 2), Worker("decode", ("verify",), 3)))
+    workers = (Worker("prefill", ("prefill",), 2), Worker("decode", ("verify",), 3))
+    row = Topology("own", workers, tokenizers=1)
     config = dataclasses.replace(EngineConfig(), table=row)
     generations = dict.fromkeys(row.process_names, 4)
     found = {}
@@ -59,7 +60,8 @@ def test_threads_are_bounded_before_a_process_starts() -> None:
         given = dict(zip(spec.command[4::2], spec.command[5::2], strict=True))
         assert given["--generation"] == "4"
         assert json.loads(given["--generations"]) == generations
-    assert found == {"front": "1", "pools": "1", "prefill-0": "2", "decode-0": "3"}
+    alone = {"front": "1", "pools": "1", "tokenizer-0": "1"}
+    assert found == {**alone, "prefill-0": "2", "decode-0": "3"}
 
 
 def test_without_a_draft_model_nobody_only_drafts() -> None:

@@ -11,26 +11,28 @@ from launcher.topology_drawing import draw
 from pdv_mp.topology import PDV, ROWS, Topology
 
 PDV_DRAWING = """\
-pdv: 1 replica of 3 workers, 5 processes and the launcher
+pdv: 1 replica of 3 workers, 6 processes and the launcher
 
 clients
-└─ client, tcp ── front             tokenizes, detokenizes, keeps what is open
-   └─ engine-0.N ── verify-0        verify; scheduler; 2 threads
-      ├─ prefill-0.N ── prefill-0   prefill; 2 threads
-      └─ draft-0.N ── draft-0       draft; 2 threads
+└─ client, tcp ── front              detokenizes, keeps what is open
+   ├─ tokenizer-0.N ── tokenizer-0   tokenizes
+   └─ engine-0.N ── verify-0         verify; scheduler; 2 threads
+      ├─ prefill-0.N ── prefill-0    prefill; 2 threads
+      └─ draft-0.N ── draft-0        draft; 2 threads
 
-pools                               weights of both models, block tables, KV
-└─ pools ── every worker            maps what it needs and computes there
+pools                                weights of both models, block tables, KV
+└─ pools ── every worker             maps what it needs and computes there
 
-socket       type             bound by  connected by   carries
-client, tcp  ROUTER – DEALER  front     clients        the client protocol
-engine-0.N   PAIR             front     verify-0       open, close; tokens
-prefill-0.N  PAIR             verify-0  prefill-0      orders; results
-draft-0.N    PAIR             verify-0  draft-0        orders; results
-pools        ROUTER – DEALER  pools     every worker   where weights and KV are
-control      ROUTER – DEALER  launcher  every process  ready, stop, restarts, pings
+socket         type             bound by  connected by   carries
+client, tcp    ROUTER – DEALER  front     clients        the client protocol
+tokenizer-0.N  PAIR             front     tokenizer-0    texts; ids
+engine-0.N     PAIR             front     verify-0       open, close; tokens
+prefill-0.N    PAIR             verify-0  prefill-0      orders; results
+draft-0.N      PAIR             verify-0  draft-0        orders; results
+pools          ROUTER – DEALER  pools     every worker   where weights and KV are
+control        ROUTER – DEALER  launcher  every process  ready, stop, restarts, pings
 
-All but tcp are files in the run directory. N is the generation of the worker below: how
+All but tcp are files in the run directory. N is the generation of the process below: how
 often it was started again.
 """
 

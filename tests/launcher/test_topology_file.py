@@ -25,6 +25,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_row_of_ones_own(tmp_path: Path) -> None:
     text = """
     replicas: 2
+    tokenizers: 3
     workers:
       - name: prefill
         stages: [prefill]
@@ -34,6 +35,7 @@ def test_a_row_of_ones_own(tmp_path: Path) -> None:
         "mine",
         (Worker("prefill", ("prefill",)), Worker("decode2", ("draft", "verify"), 3, 8, "cpu")),
         replicas=2,
+        tokenizers=3,
     )
 
 
@@ -67,6 +69,10 @@ def test_a_row_of_ones_own(tmp_path: Path) -> None:
         ("workers: [{name: a, stages: [verify], device: 3}]", "'3' is not a device"),
         (f"replicas: 0\nworkers: [{PREFILL}, {DECODE}]", "replicas is 0; it must be a whole numbe"),
         (f"replicas: 65\nworkers: [{PREFILL}, {DECODE}]", "a whole number from 1 to 64"),
+        (f"tokenizers: -1\nworkers: [{PREFILL}, {DECODE}]", "tokenizers is -1; it must be a whole"),
+        (f"tokenizers: 65\nworkers: [{PREFILL}, {DECODE}]", "a whole number from 0 to 64"),
+        ("workers: [{name: tokenizer, stages: [verify]}]", "the name 'tokenizer', which other"),
+        ("workers: [{name: engine, stages: [verify]}]", "the name 'engine', which other things"),
         (f"replicas: true\nworkers: [{PREFILL}, {DECODE}]", "replicas is True"),
         ("workers: [{name: a, stages: [verify], threads: 0}]", "threads of worker 'a' is 0; it mu"),
         (

@@ -46,9 +46,14 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("prefill", "draft"),
         {"num_speculative_tokens": 3, "kv_handoff": "handle", "groups": 2},
     ),
-    "pdv-paged, handle": (
+    "pdv-paged, handle, draft-ahead": (
         ("prefill", "draft"),
-        {"num_speculative_tokens": 2, "kv_layout": "paged", "kv_handoff": "handle"},
+        {
+            "num_speculative_tokens": 2,
+            "kv_layout": "paged",
+            "kv_handoff": "handle",
+            "draft_ahead": True,
+        },
     ),
     "pdv-paged, copy, tight memory": (
         ("prefill", "draft"),
@@ -114,7 +119,8 @@ def test_every_token_is_the_verifiers_own(
         assert split.lost_rows > 10, "a draft lane that died has lost its KV"
 
 
-def test_cancels_reach_prompts_in_a_lane(tiny_pair: TinyPair, oracle: Oracle) -> None:
+@pytest.mark.parametrize("way", ["pool", "copy", "handle"])
+def test_cancels_reach_prompts_in_a_lane(way: str, tiny_pair: TinyPair, oracle: Oracle) -> None:
     requests = requests_with_common_beginnings(np.random.default_rng(5), 300)
     split = make_split(
         tiny_pair.verifier,
@@ -124,10 +130,12 @@ def test_cancels_reach_prompts_in_a_lane(tiny_pair: TinyPair, oracle: Oracle) ->
         0.005,
         max_num_batched_tokens=8,
         max_model_len=128,
+        kv_handoff=way,
     )
     results = run(
         split, requests, np.random.default_rng(7), arrivals_per_step=0.5, cancel_probability=0.05
     )
+    assert split.num_buffers == 0
     assert all(result.terminals == 1 for result in results)
     finished = [i for i, result in enumerate(results) if result.finish.name != "ABORT"]
     assert 30 < len(finished) < 290

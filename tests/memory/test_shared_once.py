@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 from pools_harness import PoolsHarness, PoolsWorker, pools_config
+from server_load import load, outputs
+from server_process import ServerProcess
 from tiny_model import write_tokenizer
 
 from pdv_mp.memory.report import buffer_memory, process_memory
 from pdv_mp.memory.shared import SharedBuffer
 
 MEGABYTE = 1 << 20
+WORKERS = {"unified": ("worker-",), "pdv": ("prefill-", "draft-", "verify-")}
 
 
 def write_shape(folder: Path, hidden: int, layers: int) -> Path:
@@ -114,6 +117,48 @@ def test_lanes_cost_little_more_than_one_process(tmp_path: Path) -> None:
     together = sum(report["pss"] for report in reports)
     assert unified > 400 * MEGABYTE
     assert together < 1.25 * unified + 3 * 250 * MEGABYTE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_split_server_costs_little_more_than_one_process(
+    tmp_path: Path, run_place: object
+) -> None:
+    """The same of whole servers, by what they say of themselves while they serve."""
+    models = [
+        *("--model", str(write_shape(tmp_path / "target", 1024, 5))),
+        *("--draft-model", str(write_shape(tmp_path / "draft", 1024, 2))),
+        *("--load-format", "dummy", "--device", "cpu", "--kv-cache-memory", "64M"),
+    ]
+    for model in ("target", "draft"):
+        (tmp_path / model / "model.safetensors").touch()  # the launcher wants to see one
+    taken: dict[str, int] = {}
+    counted: dict[str, int] = {}
+    for topology in ("unified", "pdv"):
+        with ServerProcess(*models, "--topology", topology) as server:
+            server.wait_ready()
+            prompt = {"prompt_ids": [(7 * index) % 300 for index in range(200)], "max_tokens": 20}
+            assert len(outputs(server, [{**prompt, "ignore_eos": True}])[0][0]) == 20
+            with load(server) as client:
+                memory = client.info()["memory"]
+            served = {name: pid for name, pid in server.pids.items() if name != "launcher"}
+            assert set(memory) <= set(served)
+            counted[topology] = len(served)
+            taken[topology] = sum(process_memory(pid).pss for pid in served.values())
+            workers = [name for name in served if name.startswith(WORKERS[topology])]
+            assert len(workers) == len(WORKERS[topology])
+            for name in workers:
+                for buffer, part in buffer_memory(server.pids[name]).items():
+                    assert part.copied == 0, f"{name} has its own pages of {buffer}"
+                    if topology == "pdv" and "weights" in buffer:
+                        assert part.touched_alone == 0, f"{buffer} belongs to {name} alone"
+                        assert part.rss > 2.9 * part.pss
+                if topology == "pdv":
+                    assert memory[name]["private"] < 250 * 10**6
+            assert server.stop().code == 0
+    assert taken["unified"] > 400 * 10**6
+    extra = counted["pdv"] - counted["unified"]
+    assert taken["pdv"] <= 1.25 * taken["unified"] + extra * 250 * 10**6
 
 
 def test_a_copy_is_seen() -> None:

