@@ -13,6 +13,9 @@ from oracle import Oracle, check_lossless
 from split_engine import make_split
 from tiny_model import TinyPair
 
+FEW, MANY = 100, 400
+"""Requests per case."""
+
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "pd": (("prefill",), {"num_speculative_tokens": 3}),
     "pdv": (("prefill", "draft"), {"num_speculative_tokens": 4}),
@@ -82,11 +85,13 @@ def oracle(tiny_pair: TinyPair) -> Oracle:
     return Oracle(tiny_pair.verifier)
 
 
-@pytest.mark.parametrize("deaths", [0.0, 0.01], ids=["quiet", "deaths"])
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deaths", [0.0, 0.015], ids=["quiet", "deaths"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_token_is_the_verifiers_own(
     case: str,
     deaths: float,
+    count: int,
     tiny_pair: TinyPair,
     oracle: Oracle,
     report_line: Callable[[str], None],
@@ -95,7 +100,7 @@ def test_every_token_is_the_verifiers_own(
     monkeypatch.setattr("pdv_mp.stages.draft.MAX_FED", 16)
     stages, options = CASES[case]
     seed = 100 * list(CASES).index(case) + int(deaths > 0)
-    requests = requests_with_common_beginnings(np.random.default_rng(seed), 250)
+    requests = requests_with_common_beginnings(np.random.default_rng(seed), count)
     options = {"max_num_seqs": 12, "max_num_batched_tokens": 64, "max_model_len": 128, **options}
     split = make_split(
         tiny_pair.verifier,
@@ -110,18 +115,18 @@ def test_every_token_is_the_verifiers_own(
     expected = run(plain, requests, np.random.default_rng(seed), arrivals_per_step=8.0)
     died = split.deaths if deaths else "no lane"
     check_lossless(f"{case}, {died} died", oracle, requests, results, expected, report_line)
-    assert split.messages > 100
+    assert split.messages > 30
     assert bool(split.counters.ahead_drafts) == bool(options.get("draft_ahead"))
     assert case != "draft-ahead" or split.counters.ahead_hits > 0
-    assert not deaths or min(split.deaths.values()) >= 3
+    assert not deaths or min(split.deaths.values()) >= 2
     assert split.num_buffers == 0
     if deaths and "draft" in stages and "kv_handoff" in options:
-        assert split.lost_rows > 10, "a draft lane that died has lost its KV"
+        assert split.lost_rows > 3, "a draft lane that died has lost its KV"
 
 
 @pytest.mark.parametrize("way", ["pool", "copy", "handle"])
 def test_cancels_reach_prompts_in_a_lane(way: str, tiny_pair: TinyPair, oracle: Oracle) -> None:
-    requests = requests_with_common_beginnings(np.random.default_rng(5), 300)
+    requests = requests_with_common_beginnings(np.random.default_rng(5), 150)
     split = make_split(
         tiny_pair.verifier,
         tiny_pair.draft,
@@ -138,6 +143,6 @@ def test_cancels_reach_prompts_in_a_lane(way: str, tiny_pair: TinyPair, oracle: 
     assert split.num_buffers == 0
     assert all(result.terminals == 1 for result in results)
     finished = [i for i, result in enumerate(results) if result.finish.name != "ABORT"]
-    assert 30 < len(finished) < 290
+    assert 20 < len(finished) < 145
     verdicts = oracle.judge([requests[i] for i in finished], [results[i] for i in finished])
     assert verdicts.wrong == []
