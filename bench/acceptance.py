@@ -24,10 +24,10 @@ from tokenizers import Tokenizer
 from bench.models.evaluate import replace_between_markers
 from pdv_mp import assets
 from pdv_mp.config import EngineConfig
-from pdv_mp.resources import build_resources
+from pdv_mp.resources.resources import build_resources
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, Open, Stamps, Tokens
-from pdv_mp.worker import Worker
+from pdv_mp.workers.worker import Worker
 
 RULES = ("gumbel", "rejection")
 BEGIN_MARKER = "<!-- table begins: written by python -m bench.acceptance -->"

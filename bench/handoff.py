@@ -41,8 +41,8 @@ from bench.handoff_tables import (
 from bench.quick import held_out_prompts
 from bench.trace_reading import Traced, read_trace
 from pdv_mp import LLM, SamplingParams
-from pdv_mp.client import Client, Completion
-from pdv_mp.handoffs import between
+from pdv_mp.client.client import Client, Completion
+from pdv_mp.workers.handoffs import between
 
 TOPOLOGIES = ("unified", "pd", "pdv", "baseline")
 """The first that is measured is the reference."""

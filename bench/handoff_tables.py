@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.handoff_gap import PARTS as GAP_PARTS
-from pdv_mp.client import Completion
-from pdv_mp.handoffs import BUSY, COUNTS, PARTS, combine, report
+from pdv_mp.client.client import Completion
 from pdv_mp.timeline import orchestration_share
 from pdv_mp.topology_rows import STAGES
+from pdv_mp.workers.handoffs import BUSY, COUNTS, PARTS, combine, report
 
 STATES = (*STAGES, *PARTS, "text", "waiting")
 """Where a request's time goes: the stages' compute, the parts of a handoff, work on texts and their

@@ -9,7 +9,7 @@ import psutil
 
 from bench.closed_loop import LoadError
 from pdv_mp import LLM
-from pdv_mp.client import Client
+from pdv_mp.client.client import Client
 
 IDLE_SECONDS = 20.0
 """How long a server may take to have nothing open any more."""

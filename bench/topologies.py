@@ -45,8 +45,8 @@ from bench.topologies_table import (
     rate_table,
     time_table,
 )
-from pdv_mp.client import ServerError, ServerUnreachable
-from pdv_mp.llm import LaunchError
+from pdv_mp.client.client import ServerError, ServerUnreachable
+from pdv_mp.client.llm import LaunchError
 
 TOPOLOGIES = ("unified", "baseline", "pd", "pdv")
 """The first that is measured is the reference."""

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from launcher.entry import run_command
-from pdv_mp.client import (
+from pdv_mp.client.client import (
     DEFAULT_ENDPOINT,
     Client,
     Completion,
@@ -22,7 +22,7 @@ from pdv_mp.client import (
     Stream,
     TokenLogprob,
 )
-from pdv_mp.client_options import DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT, OnMessage
+from pdv_mp.client.client_options import DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT, OnMessage
 from pdv_mp.config import ConfigError
 from pdv_mp.sampling_params import ParameterError, SamplingParams
 from pdv_mp.timeline import orchestration_share

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import click
 
 from pdv_mp import assets
-from pdv_mp.client import Client, Completion
-from pdv_mp.llm import LLM, LaunchError
+from pdv_mp.client.client import Client, Completion
+from pdv_mp.client.llm import LLM, LaunchError
 from pdv_mp.timeline import ORCHESTRATION
 
 PROMPTS = (

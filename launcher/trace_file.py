@@ -1,5 +1,5 @@
-"""The file of ``--trace``: what the processes recorded (pdv_mp/trace.py), in the Trace Event Format
-that ui.perfetto.dev and chrome://tracing read.
+"""The file of ``--trace``: what the processes recorded (pdv_mp/workers/trace.py), in the Trace
+Event Format that ui.perfetto.dev and chrome://tracing read.
 
 Each process is a process there, under one name for all its generations. Its stages are threads with
 their batches as slices; each edge is a thread with the encoding of its messages in the sender and
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pdv_mp.config import ConfigError
 from pdv_mp.topology_rows import FRONT, STAGES, Topology
-from pdv_mp.trace import BATCH, BATCH_STAGES, EDGES, TracePart, read_parts
+from pdv_mp.workers.trace import BATCH, BATCH_STAGES, EDGES, TracePart, read_parts
 
 TOKENIZER = "tokenizer"
 """What the processes that tokenize are called, with a number, and their end of an edge."""

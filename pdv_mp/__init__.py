@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pdv_mp.async_client import AsyncClient
-    from pdv_mp.client import Client, Completion, TokenLogprob
-    from pdv_mp.llm import LLM
+    from pdv_mp.client.async_client import AsyncClient
+    from pdv_mp.client.client import Client, Completion, TokenLogprob
+    from pdv_mp.client.llm import LLM
     from pdv_mp.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -27,12 +27,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLM": "pdv_mp.llm",
-    "AsyncClient": "pdv_mp.async_client",
-    "Client": "pdv_mp.client",
-    "Completion": "pdv_mp.client",
+    "LLM": "pdv_mp.client.llm",
+    "AsyncClient": "pdv_mp.client.async_client",
+    "Client": "pdv_mp.client.client",
+    "Completion": "pdv_mp.client.client",
     "SamplingParams": "pdv_mp.sampling_params",
-    "TokenLogprob": "pdv_mp.client",
+    "TokenLogprob": "pdv_mp.client.client",
 }
 
 

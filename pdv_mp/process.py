@@ -122,15 +122,15 @@ def _run_role(
 
         run_front(config, run_dir, control, generations)
     elif name == POOLS:
-        from pdv_mp.pools_process import run_pools
+        from pdv_mp.resources.pools_process import run_pools
 
         run_pools(config, run_dir, control)
     elif name in row.tokenizer_names:
-        from pdv_mp.tokenizer_process import run_tokenizer
+        from pdv_mp.workers.tokenizer_process import run_tokenizer
 
         run_tokenizer(config, name, run_dir, control, generations)
     elif row.place(name)[0].schedules:
-        from pdv_mp.worker_process import run_worker
+        from pdv_mp.workers.worker_process import run_worker
 
         run_worker(config, name, run_dir, control, generations)
     else:

@@ -12,11 +12,11 @@ import torch
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.resources import ModelRunner, Resources, build_resources
-from pdv_mp.sequences import Sequence
+from pdv_mp.resources.resources import ModelRunner, Resources, build_resources
+from pdv_mp.scheduling.sequences import Sequence
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, LogprobColumns, Open, PromptLogprobs, Stamps
-from pdv_mp.worker import Send, Worker
+from pdv_mp.workers.worker import Send, Worker
 
 _ENCODE = state_index("front>verify.encode")
 

@@ -22,7 +22,7 @@ from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
 from pdv_mp.memory.report import buffer_memory, process_memory
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.process import CONFIG_FILE, die_with_parent
-from pdv_mp.resources import Resources, attach_resources, build_resources
+from pdv_mp.resources.resources import Resources, attach_resources, build_resources
 from pdv_mp.topology import topology_of
 from pdv_mp.wire.control import SupervisorMessage
 

@@ -20,12 +20,12 @@ import torch
 from engine_driver import WatchedWorker, engine_config
 
 from pdv_mp.config import EngineConfig
-from pdv_mp.kv_handoff import KVReceiver, KVSender, make_sender
 from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
-from pdv_mp.planned_caches import lane_cache
-from pdv_mp.resource_plan import DRAFT, TARGET
-from pdv_mp.resources import Resources, build_resources
+from pdv_mp.resources.kv_handoff import KVReceiver, KVSender, make_sender
+from pdv_mp.resources.planned_caches import lane_cache
+from pdv_mp.resources.resource_plan import DRAFT, TARGET
+from pdv_mp.resources.resources import Resources, build_resources
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.prefill import PrefillStage

@@ -109,7 +109,7 @@ def test_what_the_launcher_imports_is_light() -> None:
     heavy = ["torch", "transformers", "tokenizers", "scipy"]
     code = (
         "import json, sys\n"
-        "import launcher.launch_command, launcher.checks, launcher.supervisor, pdv_mp.llm\n"
+        "import launcher.launch_command, launcher.checks, launcher.supervisor, pdv_mp.client.llm\n"
         f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from oracle import Oracle
 from server_process import ServerProcess
 from tiny_model import VOCABULARY, TinyPair
 
-from pdv_mp.client import AsyncClient, Client, Completion, ServerError
+from pdv_mp.client.client import AsyncClient, Client, Completion, ServerError
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.timeline import orchestration_share
 from pdv_mp.wire.engine import Finish

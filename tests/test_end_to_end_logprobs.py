@@ -12,7 +12,7 @@ from server_process import ServerProcess
 from tiny_model import TinyPair
 
 from pdv_mp import TokenLogprob
-from pdv_mp.client import AsyncClient, Client, Completion
+from pdv_mp.client.client import AsyncClient, Client, Completion
 from pdv_mp.sampling_params import SamplingParams
 
 TOLERANCE = 1e-4

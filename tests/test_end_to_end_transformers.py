@@ -13,7 +13,7 @@ from server_process import ServerProcess, run_launch
 from tiny_model import VOCABULARY, TinyPair
 from transformers_families import make_model, make_pair, save
 
-from pdv_mp.client import Client
+from pdv_mp.client.client import Client
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.wire.engine import Finish
 

@@ -86,11 +86,11 @@ def test_damaged_generations_are_refused(run_dir: Path, text: str) -> None:
 
 ROLES = {
     "front": ("pdv_mp.front", "run_front"),
-    "pools": ("pdv_mp.pools_process", "run_pools"),
+    "pools": ("pdv_mp.resources.pools_process", "run_pools"),
     "prefill-0": ("pdv_mp.lanes.lane_process", "run_lane"),
     "draft-1": ("pdv_mp.lanes.lane_process", "run_lane"),
-    "verify-1": ("pdv_mp.worker_process", "run_worker"),
-    "tokenizer-1": ("pdv_mp.tokenizer_process", "run_tokenizer"),
+    "verify-1": ("pdv_mp.workers.worker_process", "run_worker"),
+    "tokenizer-1": ("pdv_mp.workers.tokenizer_process", "run_tokenizer"),
 }
 
 

@@ -10,10 +10,10 @@ import pytest
 from server_process import ServerProcess
 from tiny_model import VOCABULARY
 
-from pdv_mp.client import AsyncClient, Completion
+from pdv_mp.client.client import AsyncClient, Completion
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.timeline import STATES, orchestration_share
-from pdv_mp.trace import PART_PREFIX
+from pdv_mp.workers.trace import PART_PREFIX
 
 REQUESTS = 150
 SPLIT = {"pd": ("prefill",), "pdv": ("prefill", "draft")}

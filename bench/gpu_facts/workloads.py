@@ -11,13 +11,13 @@ import torch
 
 from bench.gpu_facts import gpu
 from pdv_mp import assets
-from pdv_mp.device import finish
 from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.transformer import Transformer
 from pdv_mp.model.weights import Manifest, Weights
+from pdv_mp.workers.device import finish
 
 DRAFTS = 4
 """Draft tokens per cycle; the verifier's step has one row more for each sequence."""

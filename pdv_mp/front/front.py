@@ -36,16 +36,16 @@ from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
-from pdv_mp.handoffs import Handoffs
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.waiting import Timer
 from pdv_mp.topology import FRONT, topology_of
-from pdv_mp.trace import open_trace
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as engine_wire
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
 from pdv_mp.wire.tokenize import Ids, TokenizerMessage, TokenizerReady
+from pdv_mp.workers.handoffs import Handoffs
+from pdv_mp.workers.trace import open_trace
 
 logger = logging.getLogger(__name__)
 

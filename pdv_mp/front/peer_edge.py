@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 import zmq
 
 from pdv_mp.binding import bind_ipc
-from pdv_mp.flight_record import record_path, take_record
 from pdv_mp.lanes.injected_delay import HeldFrames, receive_frame
 from pdv_mp.wire.frames import FrameCodec
+from pdv_mp.workers.flight_record import record_path, take_record
 
 logger = logging.getLogger(__name__)
 

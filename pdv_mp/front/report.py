@@ -21,9 +21,9 @@ from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
 from pdv_mp.front.tokenizers import Tokenizer
-from pdv_mp.handoffs import Handoffs
-from pdv_mp.handoffs import report as handoff_report
 from pdv_mp.topology import FRONT, topology_of
+from pdv_mp.workers.handoffs import Handoffs
+from pdv_mp.workers.handoffs import report as handoff_report
 
 _ALIKE = ("block_size",)
 """Numbers in a scheduler's answer that are the same for all replicas and are not summed."""

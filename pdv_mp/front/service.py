@@ -19,11 +19,11 @@ from pdv_mp.front.outbox import BYTES_PER_ID, Connection, LastMessage, Reply
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, Tokenizers
-from pdv_mp.handoffs import Handoffs
 from pdv_mp.timeline import state_index
 from pdv_mp.wire import engine as wire
 from pdv_mp.wire import protocol
 from pdv_mp.wire.protocol import ErrorCode, PackedList, ProtocolError
+from pdv_mp.workers.handoffs import Handoffs
 
 _MILLISECOND = 1_000_000
 

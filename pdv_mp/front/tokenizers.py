@@ -21,12 +21,12 @@ from pdv_mp.front.journal import Request
 from pdv_mp.front.outbox import Connection
 from pdv_mp.front.peer_edge import PeerEdge
 from pdv_mp.front.quarantine import CONDEMNED_AT
-from pdv_mp.handoffs import Handoffs
 from pdv_mp.lanes.injected_delay import HeldFrames
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire import tokenize as wire
 from pdv_mp.wire.client_messages import Generate
 from pdv_mp.wire.frames import BatchStamps, Stamps, WireError
+from pdv_mp.workers.handoffs import Handoffs
 
 MAX_OUTSTANDING_BYTES = 256 * 1024
 """Most text at a tokenizer, or one text that is longer: some tenths of a second of work."""

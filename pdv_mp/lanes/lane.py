@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pdv_mp.kv_handoff import KVReceiver, KVSender
 from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps
+from pdv_mp.resources.kv_handoff import KVReceiver, KVSender
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.kv_rows import KVRows
 from pdv_mp.stages.messages import Prefilled, without_drafts

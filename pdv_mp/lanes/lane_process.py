@@ -11,22 +11,22 @@ import zmq
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
-from pdv_mp.device import use_device
-from pdv_mp.flight_record import FlightRecord, record_path
-from pdv_mp.kv_handoff import KVReceiver, make_sender
 from pdv_mp.lanes.device_lock import Lock, device_lock
 from pdv_mp.lanes.edge import LaneEdge
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
 from pdv_mp.lanes.waiting import Waiting
-from pdv_mp.resources import Resources, attach_resources
+from pdv_mp.resources.kv_handoff import KVReceiver, make_sender
+from pdv_mp.resources.resources import Resources, attach_resources
 from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.prefill import PrefillStage
-from pdv_mp.threads import set_threads
 from pdv_mp.topology import topology_of
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import stages as wire
+from pdv_mp.workers.device import use_device
+from pdv_mp.workers.flight_record import FlightRecord, record_path
+from pdv_mp.workers.threads import set_threads
 
 
 def run_lane(

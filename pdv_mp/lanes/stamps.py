@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pdv_mp.sequences import Sequence
+from pdv_mp.scheduling.sequences import Sequence
 from pdv_mp.timeline import state_index
 from pdv_mp.wire.frames import BatchStamps, Stamps
 

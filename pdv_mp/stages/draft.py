@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.resources import ModelRunner
+from pdv_mp.resources.resources import ModelRunner
 from pdv_mp.speculation.acceptance import AcceptanceRule, DraftLaws
 from pdv_mp.speculation.sampling import SamplingTable
 from pdv_mp.stages.draft_ahead import Ahead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from pdv_mp.columns import ragged_range
+from pdv_mp.scheduling.columns import ragged_range
 from pdv_mp.speculation.logprobs import token_logprobs
 from pdv_mp.stages.messages import Column, PromptChunkLogprobs, TokenLogprobs
 

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdv_mp.columns import ragged_range
-from pdv_mp.device import finish
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.resources import ModelRunner
+from pdv_mp.resources.resources import ModelRunner
+from pdv_mp.scheduling.columns import ragged_range
 from pdv_mp.speculation.sampling import SamplingTable, sample
 from pdv_mp.stages.logprobs import emitted_logprobs, prompt_chunk_logprobs
 from pdv_mp.stages.messages import (
@@ -21,6 +20,7 @@ from pdv_mp.stages.messages import (
     PrefillOrder,
     PromptChunkLogprobs,
 )
+from pdv_mp.workers.device import finish
 
 MAX_PROMPT_LOGITS = 1 << 26
 """Logits for prompt log-probabilities in one batch, which bounds their memory to 256 MiB."""

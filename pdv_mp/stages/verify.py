@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdv_mp.columns import ragged_range
-from pdv_mp.counters import Counters
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.resources import ModelRunner
-from pdv_mp.sequences import SequenceTable
+from pdv_mp.resources.resources import ModelRunner
+from pdv_mp.scheduling.columns import ragged_range
+from pdv_mp.scheduling.counters import Counters
+from pdv_mp.scheduling.sequences import SequenceTable
 from pdv_mp.speculation.acceptance import AcceptanceRule
 from pdv_mp.stages.logprobs import emitted_logprobs
 from pdv_mp.stages.messages import Proposal, TokenLogprobs, Verdict

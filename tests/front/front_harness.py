@@ -21,7 +21,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient, control_endpoint
-from pdv_mp.flight_record import FlightRecord, record_path
 from pdv_mp.front import run_front
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.topology import Topology, topology_of
@@ -29,6 +28,7 @@ from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 from pdv_mp.wire import tokenize as texts_wire
 from pdv_mp.wire.frames import BatchStamps
+from pdv_mp.workers.flight_record import FlightRecord, record_path
 
 WAIT_MS = 10_000
 CORPUS = [

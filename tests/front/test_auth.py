@@ -11,8 +11,8 @@ import pytest
 import zmq
 from front.front_harness import Entry, FakeClient, FrontUnderTest
 
-from pdv_mp.client import Client, ServerError
-from pdv_mp.client_core import ClientCore
+from pdv_mp.client.client import Client, ServerError
+from pdv_mp.client.client_core import ClientCore
 from pdv_mp.config import ConfigError
 from pdv_mp.front import connections
 from pdv_mp.wire import engine as wire
@@ -289,7 +289,7 @@ def test_a_client_without_the_right_token_is_told_what_to_do(
             assert advice in str(caught.value)
             assert "wrongwrong" not in str(caught.value)
         client.ping()
-    assert "pdv_mp.client_core" not in {record.name for record in caplog.records}
+    assert "pdv_mp.client.client_core" not in {record.name for record in caplog.records}
 
 
 def test_questions_without_an_id_are_each_asked_again_once() -> None:

@@ -14,7 +14,7 @@ from conftest import tiny_arguments
 from server_process import ServerProcess
 from tiny_model import TinyPair
 
-from pdv_mp.client import Client
+from pdv_mp.client.client import Client
 from pdv_mp.config import EngineConfig
 from pdv_mp.process import CONFIG_FILE, READY_FILE
 from pdv_mp.sampling_params import SamplingParams

@@ -22,7 +22,7 @@ from server_process import ServerProcess, run_launch
 from tiny_model import TinyPair, make_tiny_pair
 
 from pdv_mp import LLM, AsyncClient, Client, SamplingParams
-from pdv_mp.client import ServerError, ServerUnreachable
+from pdv_mp.client.client import ServerError, ServerUnreachable
 
 Start = Callable[..., ServerProcess]
 TOKEN = "a-token-of-this-test"

@@ -16,11 +16,11 @@ from server_process import ServerProcess, run_launch
 from tiny_model import TinyPair
 
 from launcher.trace_file import write_trace
-from pdv_mp.client import Client, Completion
+from pdv_mp.client.client import Client, Completion
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.topology import ROWS
-from pdv_mp.trace import PART_PREFIX, Trace
 from pdv_mp.wire.frames import Stamps
+from pdv_mp.workers.trace import PART_PREFIX, Trace
 
 Start = Callable[..., ServerProcess]
 Track = tuple[str, str]

@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from pdv_mp.counters import Counters
+from pdv_mp.scheduling.counters import Counters
 from pdv_mp.speculation import rejection
 
 VOCABULARY = 4

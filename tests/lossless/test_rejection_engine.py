@@ -11,7 +11,7 @@ from engine_driver import Request, Result, make_worker, run
 from oracle import EQUAL_SHARE, Oracle, compare
 from tiny_model import VOCABULARY, TinyPair
 
-from pdv_mp.worker import Worker
+from pdv_mp.workers.worker import Worker
 
 K = 4
 

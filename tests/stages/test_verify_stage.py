@@ -7,8 +7,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from pdv_mp.counters import Counters
-from pdv_mp.sequences import SequenceTable
+from pdv_mp.scheduling.counters import Counters
+from pdv_mp.scheduling.sequences import SequenceTable
 from pdv_mp.speculation.rejection import RejectionSampling
 from pdv_mp.stages.messages import Proposal
 from pdv_mp.stages.verify import VerifyStage

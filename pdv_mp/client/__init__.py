@@ -1,0 +1,1 @@
+"""Clients of a server, and servers of one's own."""

@@ -1,0 +1,1 @@
+"""What workers compute with: models and caches, planned, loaded once, and mapped by all."""

@@ -1,0 +1,270 @@
+"""What a process computes with: models, caches, and the facts decided at start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdv_mp.config import EngineConfig
+from pdv_mp.control import ControlClient
+from pdv_mp.memory.attention_plan import AttentionPlan
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.model.architecture import ModelConfig
+from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.model.language_model import LanguageModel
+from pdv_mp.model.loading import load_weights, random_weights
+from pdv_mp.model.shape import ModelShape
+from pdv_mp.model.transformer import Transformer
+from pdv_mp.model.transformers_config import TransformersConfig
+from pdv_mp.model.weights import Manifest, Weights
+from pdv_mp.resources.attachment import Attachment, attach
+from pdv_mp.resources.planned_caches import attached_cache, kv_names, private_cache
+from pdv_mp.resources.resource_plan import (
+    DRAFT,
+    TARGET,
+    PlannedModel,
+    ResourcePlan,
+    kv_budget,
+    make_plan,
+    weights_name,
+)
+from pdv_mp.scheduling.pools import Pools
+from pdv_mp.topology import Worker
+from pdv_mp.wire.control import SupervisorMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunner:
+    """A model bound to its cache on one device.
+
+    ``vocab_size``: ids that both models of a pair know; logits of others are cut off.
+    """
+
+    name: str
+    vocab_size: int
+    config: ModelShape
+    transformer: LanguageModel
+    cache: KVCache
+    device: torch.device
+
+    def forward(self, batch: ForwardBatch, plan: AttentionPlan | None = None) -> torch.Tensor:
+        """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written.
+
+        ``plan``: what the cache planned for the batch, if it did so already.
+        """
+        logits = self.transformer.forward(batch, self.cache, plan)
+        return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """All that the stages of one process share.
+
+    ``runners`` and ``caches`` by role: what this process computes with, and whose KV it can reach.
+    A process with a scheduler has the caches of both models, whatever it computes. ``pools_pid``:
+    the process that the memory comes from, None if it is this one.
+    """
+
+    plan: ResourcePlan
+    num_blocks: int
+    runners: Mapping[str, ModelRunner]
+    caches: Mapping[str, KVCache]
+    pools_pid: int | None = None
+
+    @property
+    def target(self) -> ModelRunner:
+        """The verifier. Raises RuntimeError in a process that only drafts."""
+        if TARGET not in self.runners:
+            raise RuntimeError("this process does not compute the verifier")
+        return self.runners[TARGET]
+
+    @property
+    def draft(self) -> ModelRunner | None:
+        """The draft model, None where this process does not compute one."""
+        return self.runners.get(DRAFT)
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the server has a draft model, in this process or in another."""
+        return self.plan.model(DRAFT) is not None
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences of a replica that may have KV at once."""
+        return self.plan.num_slots
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a sequence."""
+        return self.plan.max_model_len
+
+    @cached_property
+    def pools(self) -> Pools:
+        """The one account of slots and blocks of the replica; made when it is first asked for.
+
+        All KV that was there before is forgotten. Raises RuntimeError where another process has it.
+        """
+        if len(self.caches) < len(self.plan.models):
+            raise RuntimeError("the account of KV blocks lives in the process with the scheduler")
+        caches = [self.caches[model.role] for model in self.plan.models]
+        for cache in caches:
+            cache.reset()
+        budget = self.num_blocks * self.plan.block_bytes
+        return Pools(self.num_slots, self.num_blocks, self.plan.block_size, caches, budget)
+
+    def facts(self, config: EngineConfig) -> dict[str, Any]:
+        """What other processes need to know of this one; see wire.engine.EngineReady."""
+        plan = self.plan
+        draft = plan.model(DRAFT)
+        return {
+            "fingerprint": config.fingerprint,
+            "vocab_size": plan.vocab_size,
+            "eos_ids": list(plan.target.config.eos_token_ids),
+            "max_model_len": plan.max_model_len,
+            "max_request_tokens": min(plan.max_model_len, self.num_blocks * plan.block_size),
+            "credits": plan.num_slots,
+            "model": plan.target.name,
+            "draft_model": draft.name if draft else None,
+            "device": str(plan.device),
+            "dtype": str(plan.dtype).removeprefix("torch."),
+            "kv_blocks": self.num_blocks,
+            "block_size": plan.block_size,
+        }
+
+
+def build_resources(config: EngineConfig) -> Resources:
+    """Load the models and make the pools that a configuration asks for, for this process alone.
+
+    Raises ConfigError when the KV budget cannot hold even one block, ModelError for a checkpoint
+    that cannot be served.
+    """
+    plan = make_plan(config)
+    transformers = {model.role: _load(config, plan, model) for model in plan.models}
+    num_blocks = plan.count_blocks(kv_budget(config.cache, plan.device))
+    caches = {model.role: private_cache(plan, model, num_blocks) for model in plan.models}
+    return Resources(plan, num_blocks, _runners(plan, transformers, caches), caches)
+
+
+def attach_resources(
+    config: EngineConfig,
+    run_dir: Path,
+    process_name: str,
+    control: ControlClient,
+    on_message: Callable[[SupervisorMessage], None],
+) -> Resources | None:
+    """Map what the stages of a worker process need of the memory that the pools process owns.
+
+    Waits until it is loaded; meanwhile the supervisor's messages other than Stop go to
+    ``on_message``. None when the supervisor says Stop. Raises ConfigError when the pools process
+    refuses, or when this system does not let processes share memory.
+    """
+    plan = make_plan(config)
+    worker, replica = plan.topology.place(process_name)
+    computed = _models_of(worker, plan, config.handoff.hybrid)
+    reached = plan.models if worker.schedules else computed
+    buffers = {weights_name(model.role) for model in computed}
+    for model in reached:
+        buffers |= kv_names(plan, model, replica, worker.schedules)
+    attachment = attach(
+        run_dir,
+        process_name,
+        config.fingerprint,
+        sorted(buffers),
+        plan.device,
+        control,
+        on_message,
+    )
+    if attachment is None:
+        return None
+    transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
+    caches = {
+        model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
+        for model in reached
+    }
+    runners = _runners(plan, transformers, caches)
+    return Resources(plan, attachment.num_blocks, runners, caches, attachment.pools_pid)
+
+
+def load_into(
+    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, buffer: torch.Tensor
+) -> None:
+    """Fill a buffer (uint8, on the plan's device) with the weights of a model.
+
+    Raises ModelError for a checkpoint that cannot be served, ConfigError for a model whose weights
+    have no such form.
+    """
+    _own_weights(config, plan, plan.shareable(model), model.folder, buffer)
+
+
+def _own_weights(
+    config: EngineConfig,
+    plan: ResourcePlan,
+    shape: ModelConfig,
+    folder: Path,
+    into: torch.Tensor | None = None,
+) -> Weights:
+    if config.model.load_format == "dummy":
+        return random_weights(shape, plan.dtype, plan.device, seed=0, into=into)
+    return load_weights(shape, folder, plan.dtype, plan.device, into)
+
+
+def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> LanguageModel:
+    """A model with weights of its own."""
+    if isinstance(model.config, TransformersConfig):
+        # Imported where it is needed: transformers takes seconds.
+        from pdv_mp.model.transformers_loading import load_transformers_model
+
+        return load_transformers_model(
+            model.config,
+            model.folder,
+            plan.dtype,
+            plan.device,
+            plan.max_model_len,
+            dummy=config.model.load_format == "dummy",
+        )
+    weights = _own_weights(config, plan, model.config, model.folder)
+    return Transformer(model.config, weights, plan.max_model_len)
+
+
+def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> LanguageModel:
+    """A model on weights that the pools process has loaded."""
+    shape = plan.shareable(model)
+    manifest = Manifest.build(shape, plan.dtype)
+    weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
+    return Transformer(shape, weights, plan.max_model_len)
+
+
+def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:
+    """The models that the stages of a worker compute; in a hybrid the verifier's drafts as well."""
+    roles = {DRAFT} if hybrid and worker.schedules else set()
+    if "prefill" in worker.stages:
+        roles |= {TARGET, DRAFT}
+    if "draft" in worker.stages:
+        roles.add(DRAFT)
+    if "verify" in worker.stages:
+        roles.add(TARGET)
+    return tuple(model for model in plan.models if model.role in roles)
+
+
+def _runners(
+    plan: ResourcePlan,
+    transformers: Mapping[str, LanguageModel],
+    caches: Mapping[str, KVCache],
+) -> dict[str, ModelRunner]:
+    return {
+        model.role: ModelRunner(
+            model.name,
+            plan.vocab_size,
+            model.config,
+            transformers[model.role],
+            caches[model.role],
+            plan.device,
+        )
+        for model in plan.models
+        if model.role in transformers
+    }
