@@ -1,4 +1,4 @@
-"""Losslessness where memory is short and prompts repeat: ten thousand requests in CI.
+"""Losslessness where memory is short and prompts repeat: ten thousand requests, a third in CI.
 
 The KV pools hold two or three of the longest requests, so that sequences are pre-empted all the
 time and go on later, in other slots, from what the prefix cache has kept of them. Every token is
@@ -55,7 +55,9 @@ def oracle(tiny_pair: TinyPair) -> Oracle:
     return Oracle(tiny_pair.verifier)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_short_memory_and_common_beginnings_change_nothing(
     name: str, part: int, tiny_pair: TinyPair, oracle: Oracle, report_line: Callable[[str], None]

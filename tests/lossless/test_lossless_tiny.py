@@ -20,7 +20,7 @@ from pdv_mp.stages.messages import Proposal, Verdict
 from pdv_mp.wire.engine import Finish
 
 FEW, MANY = 350, 1300
-"""Requests per case. Ten thousand under constant pressure are in test_lossless_pressure.py."""
+"""Requests per case. More, under constant pressure, are in test_lossless_pressure.py."""
 
 # draft length, batch, prefill tokens per chunk, prefill priority, block size, KV bytes, layout
 CASES = {

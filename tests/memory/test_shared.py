@@ -124,6 +124,7 @@ def test_sealed_memory_is_read_only_for_everybody() -> None:
 
 
 def test_a_read_only_tensor_keeps_its_pages() -> None:
+    gc.collect()  # other tests' leavings
     descriptors = len(os.listdir("/proc/self/fd"))
     buffer = SharedBuffer.create(PAGE, "pdv-kept").sealed()
     tensor = buffer.tensor()[10:]

@@ -278,7 +278,7 @@ def test_a_request_that_kills_prefill_is_tried_alone_and_then_fails() -> None:
         assert [sequence.request for sequence in admitted] == list(range(together))
         rig.prefill_dies([admitted[0].slot])
         assert rig.results[0].terminals == (death == 2)
-    assert rig.results[0].finish is Finish.FAILED
+    assert rig.results[0].finish is Finish.CONDEMNED
     run_to_end(rig)
     assert [len(rig.results[key].ids) for key in range(3)] == [0, 5, 5]
 
