@@ -133,7 +133,10 @@ def test_what_a_killed_worker_and_lane_did_is_in_the_trace(
     server = start_server("--topology", "pdv", "--trace", str(path))
     with Client(server.ipc) as client:
         for victim in ("draft-0", "verify-0"):
-            generate(client, tokens=8)
+            # The verifier decodes alone until it has heard from the draft lane.
+            params = SamplingParams(max_tokens=12, ignore_eos=True)
+            while not client.complete([1, 2, 3], params).speculation["drafted"]:
+                pass
             pids = json.loads((server.run_dir / "ready.json").read_text())["pids"]
             stream = client.generate([1, 2], SamplingParams(max_tokens=60, ignore_eos=True))
             next(stream)
