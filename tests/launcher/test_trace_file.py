@@ -92,6 +92,13 @@ def generate(client: Client, count: int = 6, tokens: int = 12) -> None:
     assert all(isinstance(done, Completion) for done in client.results())
 
 
+def generate_with_drafts(client: Client) -> None:
+    """The verifier decodes alone until it has heard from the draft lane."""
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    while not client.complete([1, 2, 3], params).speculation["drafted"]:
+        pass
+
+
 @pytest.mark.parametrize("name", BETWEEN)
 def test_a_server_of_each_topology_is_traced(
     start_server: Start, tmp_path: Path, name: str
@@ -133,15 +140,13 @@ def test_what_a_killed_worker_and_lane_did_is_in_the_trace(
     server = start_server("--topology", "pdv", "--trace", str(path))
     with Client(server.ipc) as client:
         for victim in ("draft-0", "verify-0"):
-            # The verifier decodes alone until it has heard from the draft lane.
-            params = SamplingParams(max_tokens=12, ignore_eos=True)
-            while not client.complete([1, 2, 3], params).speculation["drafted"]:
-                pass
+            generate_with_drafts(client)
             pids = json.loads((server.run_dir / "ready.json").read_text())["pids"]
             stream = client.generate([1, 2], SamplingParams(max_tokens=60, ignore_eos=True))
             next(stream)
             os.kill(pids[victim], signal.SIGKILL)
             assert len(stream.result().ids) == 60
+        generate_with_drafts(client)
     assert server.stop().code == 0
     trace = TraceFile(path)
     assert trace.stages == {
