@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 import zmq
+from process_end import wait_ended
 
 from launcher.child import Child, ChildSpec
 from launcher.processes import Processes
@@ -121,8 +120,7 @@ def test_a_death_that_killing_comes_upon_is_still_to_be_noticed(processes: Proce
     processes.start("worker-0")
     child = processes["worker-0"]
     os.kill(child.pid, signal.SIGUSR1)
-    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.005)
+    wait_ended(child.pid)
     child.kill()
     assert child.alive
     assert child.poll()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import psutil
 import pytest
+from process_end import wait_ended
 
 WITH_POOLS = ("pools", "prefill-0", "draft-0", "verify-0")
 PDV = ("front", *WITH_POOLS, "tokenizer-0")
@@ -24,8 +24,7 @@ def kill(pids: dict[str, int], *names: str) -> None:
 def wait_dead(pids: dict[str, int], *names: str) -> None:
     """Waits until they have ended, though nobody has taken notice."""
     for name in names:
-        while psutil.Process(pids[name]).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.005)
+        wait_ended(pids[name])
 
 
 def renewed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
