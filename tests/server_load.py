@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,6 +187,16 @@ def wait_all_there(client: Load, seconds: float = 60.0) -> None:
     while away := client.info()["away"]:
         assert time.monotonic() < deadline, away
         time.sleep(0.02)
+
+
+def wait_replaced(server: ServerProcess, client: Load, victims: Mapping[str, int]) -> None:
+    """Waits until other processes than these serve in their roles, and nothing is away."""
+    deadline = time.monotonic() + 60.0
+    for name, pid in victims.items():
+        while process_pid(server, name) == pid:
+            assert time.monotonic() < deadline, name
+            time.sleep(0.02)
+    wait_all_there(client)
 
 
 def check_nothing_leaks(client: Load, restarts: int | None = None) -> None:
