@@ -17,11 +17,19 @@ comma := ,
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -le 8 ] || n=8; echo $$n)
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
+# Where `make bench` and `make bench-full` put what they measure; a run that is there is taken up.
+# PAIRS names a file of model pairs, without which the shipped pair is measured.
+RESULTS ?= results
+PAIRS ?=
+BENCH := $(RUN) -m bench.cli
+SWEEP := $(BENCH) sweep --output $(RESULTS) --allow-failures $(if $(PAIRS),--pairs $(PAIRS))
+LEGACY := $(BENCH) legacy --output $(RESULTS) $(if $(PAIRS),--pairs $(PAIRS))
+
 # How long `make fuzz` looks for inputs that break a decoder.
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance handoff topologies recovery clean
+.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance handoff recovery bench bench-full bench-smoke clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,11 +93,25 @@ acceptance: install ## count the draft tokens that both acceptance rules keep
 handoff: install ## what handing work between processes costs, in every topology
 	$(RUN) -m bench.handoff
 
-topologies: install ## compare the topologies at 1, 8 and 32 clients, in blocks, with intervals
-	$(RUN) -m bench.topologies
-
 recovery: install ## how long a process that was killed is missed, in every topology
 	$(RUN) -m bench.recovery
+
+bench: install ## compare the topologies at 1, 8 and 32 clients, with a report, in under 10 minutes
+	$(SWEEP) --concurrency 1,8,32 --blocks 8 --seconds 2.2 --ramp 0.8 --budget 8m
+	-$(LEGACY)
+	@test -e $(RESULTS)/concurrent.json || $(BENCH) concurrent --output $(RESULTS)
+	@$(BENCH) report $(RESULTS)
+
+bench-full: install ## the same at 1 to 128 clients, as in the source documents, in hours
+	$(SWEEP) --concurrency 1,2,4,6,8,10,12,16,32,64,72,84,96,128 --option max-num-seqs=128 \
+		--blocks 16 --seconds 10 --ramp 5 --precision 0.03 --budget 4h
+	-$(LEGACY) --window 60s
+	@test -e $(RESULTS)/concurrent.json || $(BENCH) concurrent --output $(RESULTS)
+	@$(BENCH) report $(RESULTS)
+
+bench-smoke: install ## a sweep of under a minute, which shows that all of it works and nothing else
+	$(BENCH) sweep --output build/bench-smoke --restart --concurrency 1,4 --blocks 2 \
+		--seconds 0.4 --ramp 0.2 --budget 1m
 
 clean: ## remove the virtual environment, caches and built packages
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from bench.closed_loop import LoadError
+from bench.load.errors import LoadError
 from pdv_mp import LLM
 from pdv_mp.client.client import Client
 
@@ -16,13 +16,15 @@ IDLE_SECONDS = 20.0
 
 
 class Server:
-    """One server, started again when it has ended. ``options`` are those of ``pdv-launch``."""
+    """One server, started again when it has ended. ``options`` are those of ``pdv-launch``;
+    ``starts``: how often it has been started."""
 
     def __init__(self, topology: str, options: dict[str, Any]) -> None:
         self._topology = topology
         self._options = options
         self._llm: LLM | None = None
         self._launcher: psutil.Process | None = None
+        self.starts = 0
 
     def ensure(self) -> LLM:
         """The running server, started if there is none. Raises LaunchError if it does not start."""
@@ -31,6 +33,7 @@ class Server:
         if self._llm is None:
             self._llm = LLM(topology=self._topology, **self._options)
             self._launcher = psutil.Process(self._llm.pids["launcher"])
+            self.starts += 1
         return self._llm
 
     def is_running(self) -> bool:

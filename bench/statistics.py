@@ -15,6 +15,11 @@ requests of one run are not independent of each other, blocks nearly are.
   once, and those at which a run stops hold whatever made it stop.
 - :func:`quantile`: with the interval of order statistics (Hahn and Meeker, "Statistical Intervals",
   1991), which no assumption on the distribution is needed for, and only from enough samples.
+- :func:`pooled_quantile`: of requests of several blocks, which are alike within a block. Its
+  interval is the wider of that one and of Woodruff's ("Confidence intervals for medians and other
+  position measures", 1952), which lets blocks differ.
+- :func:`ratio_of_sums`: means over requests, and shares, with intervals over blocks (the ratio
+  estimator of Cochran, "Sampling Techniques", 1977, section 6.3, and Student's t).
 """
 
 from __future__ import annotations
@@ -25,7 +30,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
+
+Floats = npt.NDArray[np.float64]
 
 ALPHA = 0.05
 """Intervals are 95 % intervals."""
@@ -77,6 +85,64 @@ def paired_ratio(values: Sequence[float], reference: Sequence[float], alpha: flo
     reach = _t_quantile(alpha, len(logs)) * deviation / math.sqrt(len(logs))
     low, middle, high = np.exp([mean - reach, mean, mean + reach]).tolist()
     return Ratio(middle, low, high, len(logs), deviation, alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and its interval over ``blocks`` values; ``low`` and ``high`` are None with one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    blocks: int
+
+
+def geometric_mean(values: Sequence[float], alpha: float) -> Estimate | None:
+    """Of positive numbers, one for each block; None without any."""
+    if not len(values):
+        return None
+    logs = np.log(np.asarray(values, np.float64))
+    middle = float(logs.mean())
+    if len(logs) < 2:
+        return Estimate(math.exp(middle), None, None, 1)
+    reach = _t_quantile(alpha, len(logs)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    return Estimate(math.exp(middle), math.exp(middle - reach), math.exp(middle + reach), len(logs))
+
+
+_MOST_REACH = 100.0
+"""Of a logarithm; beyond it nothing is known, and exponentials overflow in the end."""
+
+
+def ratio_of_sums(
+    numerators: Sequence[float], denominators: Sequence[float], alpha: float
+) -> Estimate | None:
+    """sum of numerators / sum of denominators, one of each for a block: a mean over requests if
+    these are a block's total and its count. No numerator is negative; blocks without a positive
+    denominator do not count, and without any there is None.
+
+    The interval is that of the logarithm, so it holds no negative number.
+    """
+    above = np.asarray(numerators, np.float64)
+    below = np.asarray(denominators, np.float64)
+    filled = below > 0
+    above, below = above[filled], below[filled]
+    if not len(below):
+        return None
+    value = float(above.sum() / below.sum())
+    if len(below) < 2:
+        return Estimate(value, None, None, 1)
+    if not value:
+        return Estimate(0.0, 0.0, 0.0, len(below))
+    reach = min(_ratio_reach(above, below, alpha) / value, _MOST_REACH)
+    return Estimate(value, value * math.exp(-reach), value * math.exp(reach), len(below))
+
+
+def _ratio_reach(above: Floats, below: Floats, alpha: float) -> float:
+    """Half the interval of sum of ``above`` / sum of ``below``, from the blocks' residuals."""
+    blocks, total = len(below), float(below.sum())
+    residuals = above - above.sum() / total * below
+    spread = float(np.square(residuals).sum()) * blocks / (blocks - 1)
+    return _t_quantile(alpha, blocks) * math.sqrt(spread) / total
 
 
 def corrected(alpha: float, comparisons: int) -> float:
@@ -159,14 +225,39 @@ def samples_needed(q: float, alpha: float = ALPHA) -> int:
     return math.ceil(math.log(alpha / 2) / math.log(max(q, 1 - q)))
 
 
+@lru_cache(maxsize=4096)
+def _ranks(count: int, q: float, alpha: float) -> tuple[int, int]:
+    """Which of so many ordered samples, the first being 1, enclose the quantile."""
+    low, high = stats.binom.ppf([alpha / 2, 1 - alpha / 2], count, q)
+    return int(low), int(high) + 1
+
+
 def quantile(samples: Sequence[float], q: float, alpha: float = ALPHA) -> Quantile | None:
     """Quantile ``q`` of independent samples; None if there are too few to say anything of it."""
     count = len(samples)
     if count < samples_needed(q, alpha):
         return None
     ordered = np.sort(np.asarray(samples, np.float64))
-    low = int(stats.binom.ppf(alpha / 2, count, q))
-    high = int(stats.binom.ppf(1 - alpha / 2, count, q)) + 1
+    low, high = _ranks(count, q, alpha)
     return Quantile(
         float(np.quantile(ordered, q)), float(ordered[low - 1]), float(ordered[high - 1])
     )
+
+
+def pooled_quantile(blocks: Sequence[Floats], q: float, alpha: float = ALPHA) -> Quantile | None:
+    """Quantile ``q`` of the samples [n] of all blocks together; None if they are too few.
+
+    Samples of a block have its slow minutes in common, so order statistics alone would give too
+    narrow an interval. Woodruff's takes the share of samples below the quantile, with its interval
+    over blocks, and reads the samples' quantiles at both ends of that.
+    """
+    together = np.concatenate([*blocks, np.empty(0)])
+    found = quantile(together.tolist(), q, alpha)
+    filled = [block for block in blocks if len(block)]
+    if found is None or len(filled) < 2:
+        return found
+    below = np.asarray([np.count_nonzero(block <= found.value) for block in filled], np.float64)
+    sizes = np.asarray([len(block) for block in filled], np.float64)
+    reach = _ratio_reach(below, sizes, alpha)
+    ends = np.quantile(together, [max(0.0, q - reach), min(1.0, q + reach)])
+    return Quantile(found.value, min(found.low, float(ends[0])), max(found.high, float(ends[1])))

@@ -10,6 +10,7 @@ import zmq
 
 from pdv_mp.binding import bind_ipc
 from pdv_mp.lanes.injected_delay import HeldFrames, receive_frame
+from pdv_mp.lanes.waiting import Ready
 from pdv_mp.wire import stages as wire
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,10 @@ class LaneEdge:
             if generation == self._generation:
                 return message
             logger.warning("dropped a message of generation %d from %s", generation, self.lane)
+
+    def may_have(self, ready: Ready) -> bool:
+        """Whether a message can be received, if these sockets have one."""
+        return self.socket in ready or self.due_ns is not None
 
     @property
     def due_ns(self) -> int | None:

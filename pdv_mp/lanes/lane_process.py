@@ -93,16 +93,20 @@ def _serve(
 ) -> None:
     waiting.register(edge.socket)
     waiting.register(control.socket)
+    ready = waiting.ready()
     while True:
-        while (order := control.receive()) is not None:
+        while control.socket in ready and (order := control.receive()) is not None:
             if isinstance(order, control_wire.Stop):
                 return
-        while (message := edge.receive()) is not None:
+        while edge.may_have(ready) and (message := edge.receive()) is not None:
             for answer in lane.take(message):
                 edge.send(answer)
+            ready = waiting.ready()
         result = lane.step(record.enter)
         if result is not None:
             edge.send(result, time.monotonic_ns())
-        elif not lane.run_ahead():
+        if result is not None or lane.run_ahead():
+            ready = waiting.ready()
+        else:
             record.leave()
-            waiting.wait(edge.due_ns)
+            ready = waiting.wait(edge.due_ns)

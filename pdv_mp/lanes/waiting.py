@@ -5,11 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Set
 from contextlib import suppress
+from typing import Any
 
 import zmq
 
 from pdv_mp.config import HandoffOptions
+
+Ready = Set[Any]
+"""Sockets that have a message. To ask one that has none raises an exception, by code that has left
+the caches: after a sleep that costs tens of µs."""
 
 HYBRID_NS = 1_000_000
 """How long ``hybrid`` polls before it blocks."""
@@ -78,32 +84,43 @@ class Waiting:
         """Wait for it no longer."""
         self._poller.unregister(socket)
 
-    def wait(self, until_ns: int | None = None) -> None:
-        """Return when a socket has a message, or at ``until_ns`` (monotonic)."""
+    def ready(self) -> Ready:
+        """Those that have a message now."""
+        return self._poll(0)
+
+    def wait(self, until_ns: int | None = None) -> Ready:
+        """Wait until a socket has a message, or until ``until_ns`` (monotonic), and return those
+        that have one."""
         now = time.monotonic_ns()
         if until_ns is not None and until_ns <= now:
-            return
+            return self._poll(0)
         if self._mode != "block":
             end = now + HYBRID_NS if self._mode == "hybrid" else None
-            if self._spin(until_ns, end):
-                return
+            found = self._spin(until_ns, end)
+            if found is not None:
+                return found
         if until_ns is not None:
             self._timer_at(until_ns)
-        self._poller.poll()
-        if self._timer is not None:
-            self._timer.clear()
+        return self._poll(None)
 
-    def _spin(self, until_ns: int | None, end_ns: int | None) -> bool:
-        """Ask until there is a message or ``until_ns`` is over; False at ``end_ns``."""
-        while not self._poller.poll(0):
+    def _spin(self, until_ns: int | None, end_ns: int | None) -> Ready | None:
+        """Ask until there is a message or ``until_ns`` is over; None at ``end_ns``."""
+        while not (found := self._poll(0)):
             now = time.monotonic_ns()
             if until_ns is not None and now >= until_ns:
-                return True
+                break
             if end_ns is not None and now >= end_ns:
-                return False
+                return None
             if self._interval:
                 time.sleep(self._interval)
-        return True
+        return found
+
+    def _poll(self, timeout_ms: int | None) -> Ready:
+        found = {socket for socket, _ in self._poller.poll(timeout_ms)}
+        if self._timer is not None and self._timer.fd in found:
+            self._timer.clear()
+            found.remove(self._timer.fd)
+        return found
 
     def _timer_at(self, until_ns: int) -> None:
         if self._timer is None:

@@ -20,6 +20,7 @@ from pdv_mp.wire.frames import (
     Int64Column,
     Stamps,
     WireError,
+    int32_column,
 )
 
 __all__ = [
@@ -208,18 +209,8 @@ class Tokens:
         columns: list[npt.NDArray[Any]] = [
             np.ascontiguousarray(column, np.int64) for column in (self.requests, self.queued_ns)
         ]
-        columns += [
-            np.ascontiguousarray(column, np.int32)
-            for column in (
-                self.counts,
-                self.drafted,
-                self.accepted,
-                self.finish,
-                self.stop_ids,
-                self.cached,
-                self.ids,
-            )
-        ]
+        numbers = (self.counts, self.drafted, self.accepted, self.finish, self.stop_ids)
+        columns.append(int32_column(*numbers, self.cached, self.ids))
         sizes = None
         if self.logprobs is not None:
             sizes = [len(self.logprobs.chosen), len(self.logprobs.top)]
@@ -230,16 +221,20 @@ class Tokens:
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Tokens:
         entries, num_ids, timelines, messages, sizes = fields
+        requests, queued_ns = columns.int64(entries), columns.int64(entries)
+        counts, drafted, accepted, finish, stop_ids, cached, ids = columns.int32s(
+            *[entries] * 6, num_ids
+        )
         return cls(
-            requests=columns.int64(entries),
-            queued_ns=columns.int64(entries),
-            counts=columns.int32(entries),
-            drafted=columns.int32(entries),
-            accepted=columns.int32(entries),
-            finish=columns.int32(entries),
-            stop_ids=columns.int32(entries),
-            cached=columns.int32(entries),
-            ids=columns.int32(num_ids),
+            requests=requests,
+            queued_ns=queued_ns,
+            counts=counts,
+            drafted=drafted,
+            accepted=accepted,
+            finish=finish,
+            stop_ids=stop_ids,
+            cached=cached,
+            ids=ids,
             timelines=[(entry, packed) for entry, packed in timelines],
             messages=[(entry, text) for entry, text in messages],
             logprobs=None if sizes is None else LogprobColumns.take(columns, *sizes),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,8 @@ Float64Column = npt.NDArray[np.float64]
 Uint8Column = npt.NDArray[np.uint8]
 Int32Column = npt.NDArray[np.int32]
 Int64Column = npt.NDArray[np.int64]
+
+_UINT8, _INT32, _INT64, _FLOAT32, _FLOAT64 = map(np.dtype, ("u1", "<i4", "<i8", "<f4", "<f8"))
 
 HEADER = struct.Struct("<B3xIIqq")
 _SENT = struct.Struct("<q")
@@ -66,29 +68,37 @@ class ColumnReader:
 
     def uint8(self, length: int) -> Uint8Column:
         """The next ``length`` bytes."""
-        return self._take(length, np.dtype("u1"))
+        return self._take(length, _UINT8)
 
     def int32(self, length: int) -> Int32Column:
         """The next ``length`` numbers of four bytes."""
-        return self._take(length, np.dtype("<i4"))
+        return self._take(length, _INT32)
+
+    def int32s(self, *lengths: int) -> list[Int32Column]:
+        """The next columns of such numbers, read at once."""
+        return _cut(self._take(sum(lengths), _INT32), lengths)
+
+    def widened(self, *lengths: int) -> list[Int64Column]:
+        """The same, copied to numbers of eight bytes."""
+        return _cut(self._take(sum(lengths), _INT32).astype(np.int64), lengths)
 
     def float32(self, length: int) -> Float32Column:
         """The next ``length`` single precision numbers."""
-        return self._take(length, np.dtype("<f4"))
+        return self._take(length, _FLOAT32)
 
     def float64(self, length: int) -> Float64Column:
         """The next ``length`` double precision numbers."""
-        return self._take(length, np.dtype("<f8"))
+        return self._take(length, _FLOAT64)
 
     def int64(self, length: int) -> Int64Column:
         """The next ``length`` numbers of eight bytes."""
-        return self._take(length, np.dtype("<i8"))
+        return self._take(length, _INT64)
 
     def _take(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         end = self._offset + length * dtype.itemsize
         if length < 0 or end > len(self._buffer):
-            raise WireError(f"a column of {length} numbers does not fit its frame")
-        column = np.frombuffer(self._buffer[self._offset : end], dtype)
+            raise _unfit(length)
+        column = np.frombuffer(self._buffer, dtype, length, self._offset)
         self._offset = end
         return column
 
@@ -96,6 +106,25 @@ class ColumnReader:
         """Raise WireError if something is left."""
         if self._offset != len(self._buffer):
             raise WireError(f"{len(self._buffer) - self._offset} bytes too many in a frame")
+
+
+def _cut(column: npt.NDArray[Any], lengths: Sequence[int]) -> list[npt.NDArray[Any]]:
+    parts, end = [], 0
+    for length in lengths:
+        if length < 0:
+            raise _unfit(length)
+        start, end = end, end + length
+        parts.append(column[start:end])
+    return parts
+
+
+def _unfit(length: int) -> WireError:
+    return WireError(f"a column of {length} numbers does not fit its frame")
+
+
+def int32_column(*columns: npt.NDArray[Any]) -> Int32Column:
+    """Columns of whole numbers, [n] each, as one: their numbers follow each other in a frame."""
+    return np.concatenate(columns, dtype=np.int32, casting="same_kind")
 
 
 class FrameCodec(Generic[Message]):
@@ -148,7 +177,7 @@ class FrameCodec(Generic[Message]):
             message: Message = self._types[kind]._from(
                 msgpack.unpackb(view[HEADER.size : end]), columns, stamps
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             name = self._types[kind].__name__
             raise WireError(f"a {name} message is damaged: {error}") from error
         columns.finish()

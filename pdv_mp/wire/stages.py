@@ -23,7 +23,7 @@ from pdv_mp.stages.messages import (
     Proposal,
     TokenLogprobs,
 )
-from pdv_mp.wire.frames import ColumnReader, FrameCodec, Stamps
+from pdv_mp.wire.frames import ColumnReader, FrameCodec, Stamps, int32_column
 from pdv_mp.wire.kv_rows import rows_columns, rows_fields, take_rows
 
 _Columns = list[npt.NDArray[Any]]
@@ -32,14 +32,6 @@ _Columns = list[npt.NDArray[Any]]
 def lane_socket(lane: str, generation: int) -> str:
     """File name, in the run directory, of the socket of one generation of a lane."""
     return f"{lane}.{generation}"
-
-
-def _int32(*columns: npt.NDArray[Any]) -> _Columns:
-    return [np.ascontiguousarray(column, np.int32) for column in columns]
-
-
-def _slots(columns: ColumnReader, length: int) -> npt.NDArray[np.int64]:
-    return columns.int32(length).astype(np.int64)
 
 
 def _sampling_columns(sampling: SamplingColumns) -> _Columns:
@@ -90,7 +82,7 @@ class PrefillWork:
 
     def _fields(self) -> tuple[list[Any], _Columns]:
         order = self.order
-        columns = _int32(
+        numbers = int32_column(
             order.slots,
             order.starts,
             order.lengths,
@@ -99,18 +91,22 @@ class PrefillWork:
             order.prompt_logprobs,
             order.ids,
         )
-        return [len(order.slots), len(order.ids)], columns + _sampling_columns(order.sampling)
+        columns = [numbers, *_sampling_columns(order.sampling)]
+        return [len(order.slots), len(order.ids)], columns
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PrefillWork:
         entries, num_ids = fields
+        slots, starts, lengths = columns.widened(entries, entries, entries)
+        speculates = columns.int32(entries).astype(np.bool_)
+        logprobs, prompt_logprobs = columns.widened(entries, entries)
         order = PrefillOrder(
-            slots=_slots(columns, entries),
-            starts=_slots(columns, entries),
-            lengths=_slots(columns, entries),
-            speculates=columns.int32(entries).astype(np.bool_),
-            logprobs=_slots(columns, entries),
-            prompt_logprobs=_slots(columns, entries),
+            slots=slots,
+            starts=starts,
+            lengths=lengths,
+            speculates=speculates,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             ids=columns.int32(num_ids),
             sampling=_take_sampling(columns, entries),
         )
@@ -126,12 +122,13 @@ class Withdraw:
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], _Columns]:
-        return [len(self.slots)], _int32(self.slots)
+        return [len(self.slots)], [int32_column(self.slots)]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Withdraw:
         (entries,) = fields
-        return cls(slots=_slots(columns, entries), stamps=stamps)
+        (slots,) = columns.widened(entries)
+        return cls(slots=slots, stamps=stamps)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,12 +140,13 @@ class Withdrawn:
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], _Columns]:
-        return [len(self.slots)], _int32(self.slots)
+        return [len(self.slots)], [int32_column(self.slots)]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Withdrawn:
         (entries,) = fields
-        return cls(slots=_slots(columns, entries), stamps=stamps)
+        (slots,) = columns.widened(entries)
+        return cls(slots=slots, stamps=stamps)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -188,8 +186,11 @@ class PrefillResult:
 
     def _fields(self) -> tuple[list[Any], _Columns]:
         result, batch = self.result, self.batch
-        columns = _int32(result.slots, result.next_ids, result.computed, result.lengths)
-        columns += [np.ascontiguousarray(self.orders, np.int64), self.busy_ns]
+        columns: _Columns = [
+            int32_column(result.slots, result.next_ids, result.computed, result.lengths),
+            np.ascontiguousarray(self.orders, np.int64),
+            self.busy_ns,
+        ]
         parts = [] if result.logprobs is None else [result.logprobs]
         parts += [chunk.logprobs for chunk in result.prompt_logprobs]
         for part in parts:
@@ -214,7 +215,7 @@ class PrefillResult:
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PrefillResult:
         done, computed, batch, width, chunks, rows = fields
-        ids = [_slots(columns, length) for length in (done, done, computed, computed)]
+        ids = columns.widened(done, done, computed, computed)
         orders = columns.int64(4 * computed).reshape(computed, 4)
         busy_ns = columns.int64(computed)
         logprobs = None if width is None else _take_logprobs(columns, (done, 1), width)
@@ -260,10 +261,9 @@ class DraftWork:
 
     def _fields(self) -> tuple[list[Any], _Columns]:
         order = self.order
-        columns = _int32(
+        numbers = int32_column(
             order.slots, order.base, order.lengths, order.starts, order.ids, order.fresh
         )
-        columns += _sampling_columns(order.sampling)
         fields = [
             order.cycle,
             len(order.slots),
@@ -271,19 +271,22 @@ class DraftWork:
             len(order.fresh),
             rows_fields(self.rows),
         ]
-        return fields, columns + rows_columns(self.rows)
+        return fields, [numbers, *_sampling_columns(order.sampling), *rows_columns(self.rows)]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftWork:
         cycle, entries, num_ids, num_fresh, rows = fields
+        slots, base, lengths, starts = columns.widened(entries, entries, entries, entries)
+        ids = columns.int32(num_ids)
+        (fresh,) = columns.widened(num_fresh)
         order = DraftOrder(
             cycle=cycle,
-            slots=_slots(columns, entries),
-            base=_slots(columns, entries),
-            lengths=_slots(columns, entries),
-            starts=_slots(columns, entries),
-            ids=columns.int32(num_ids),
-            fresh=_slots(columns, num_fresh),
+            slots=slots,
+            base=base,
+            lengths=lengths,
+            starts=starts,
+            ids=ids,
+            fresh=fresh,
             sampling=_take_sampling(columns, num_fresh),
         )
         return cls(order=order, rows=take_rows(rows, columns), stamps=stamps)
@@ -353,28 +356,25 @@ class DraftResult:
             [self.busy_ns, self.ahead_drafts, self.ahead_hits],
             len(self.lost),
         ]
-        columns = (proposal.slots, proposal.base, proposal.lengths, proposal.ids, self.lost)
-        return fields, _int32(*columns)
+        ids = proposal.ids.ravel()
+        columns = (proposal.slots, proposal.base, proposal.lengths, ids, self.lost)
+        return fields, [int32_column(*columns)]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> DraftResult:
-        cycle, entries, width, batch, order, counts, lost = fields
+        cycle, entries, width, batch, order, counts, num_lost = fields
         busy_ns, ahead_drafts, ahead_hits = counts
-        proposal = Proposal(
-            slots=_slots(columns, entries),
-            base=_slots(columns, entries),
-            lengths=_slots(columns, entries),
-            ids=_slots(columns, entries * width).reshape(entries, width),
-        )
+        slots, base, lengths = columns.widened(entries, entries, entries)
+        ids, lost = columns.widened(entries * width, num_lost)
         return cls(
             cycle=cycle,
-            proposal=proposal,
+            proposal=Proposal(slots, base, lengths, ids.reshape(entries, width)),
             batch=BatchStamps(*batch),
             order=Stamps(*order),
             busy_ns=busy_ns,
             ahead_drafts=ahead_drafts,
             ahead_hits=ahead_hits,
-            lost=_slots(columns, lost),
+            lost=lost,
             stamps=stamps,
         )
 

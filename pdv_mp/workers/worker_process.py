@@ -16,7 +16,7 @@ from pdv_mp.control import ControlClient
 from pdv_mp.lanes.device_lock import device_lock
 from pdv_mp.lanes.edge import LaneEdge
 from pdv_mp.lanes.injected_delay import HeldFrames, delay_of, parse_delays, receive_frame
-from pdv_mp.lanes.waiting import Waiting
+from pdv_mp.lanes.waiting import Ready, Waiting
 from pdv_mp.resources.resources import attach_resources, build_resources
 from pdv_mp.topology import POOLS, topology_of
 from pdv_mp.wire import control as control_wire
@@ -67,6 +67,10 @@ class FrontEdge:
             if generation == self._generation:
                 return message
             logger.warning("dropped a message of generation %d", generation)
+
+    def may_have(self, ready: Ready) -> bool:
+        """Whether a message can be received, if these sockets have one."""
+        return self.socket in ready or self.due_ns is not None
 
     @property
     def due_ns(self) -> int | None:
@@ -174,27 +178,32 @@ class WorkerProcess:
 
     def serve(self) -> None:
         """Messages first, then a batch, then what it emitted; until the supervisor says stop."""
-        worker = self._worker
+        worker, control, front = self._worker, self._control, self._front
+        ready = self._waiting.ready()
         while True:
-            while (order := self._control.receive()) is not None:
+            while control.socket in ready and (order := control.receive()) is not None:
                 if isinstance(order, control_wire.Stop):
                     return
                 self.obey(order)
-            while (message := self._front.receive()) is not None:
+            while front.may_have(ready) and (message := front.receive()) is not None:
                 self._handle(message)
+                ready = self._waiting.ready()
             for stage, lane in self._lanes.items():
-                while (result := lane.receive()) is not None:
+                while lane.may_have(ready) and (result := lane.receive()) is not None:
                     worker.take(stage, result)
+                    ready = self._waiting.ready()
             busy = worker.step()
             if worker.scheduler.has_emissions:
                 encode_ns = time.monotonic_ns()
                 worker.handoffs.follows("verify>front", encode_ns)
                 for emission in worker.emissions(encode_ns):
-                    self._front.send(emission, encode_ns)
-            if not busy:
+                    front.send(emission, encode_ns)
+            if busy:
+                ready = self._waiting.ready()
+            else:
                 worker.handoffs.paused()
                 self._record.leave()
-                self._waiting.wait(self._due_ns())
+                ready = self._waiting.wait(self._due_ns())
 
     def _due_ns(self) -> int | None:
         due = [self._front.due_ns, *(lane.due_ns for lane in self._lanes.values())]

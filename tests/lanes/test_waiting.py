@@ -36,8 +36,11 @@ def test_a_message_ends_the_wait(
     waiting.register(here)
     sender = threading.Timer(0.05, there.send, [b"x"])
     sender.start()
-    waiting.wait()
+    assert waiting.ready() == set()
+    assert waiting.wait() == {here}
+    assert waiting.ready() == {here}
     assert here.recv(zmq.NOBLOCK) == b"x"
+    assert waiting.ready() == set()
     sender.join()
     waiting.close()
 
@@ -50,7 +53,7 @@ def test_a_deadline_ends_the_wait_and_not_before(
     waiting.register(pair[0])
     for nanoseconds in (300_000, 3_000_000, -5):
         until = time.monotonic_ns() + nanoseconds
-        waiting.wait(until)
+        assert waiting.wait(until) == set()
         assert time.monotonic_ns() >= until
     waiting.unregister(pair[0])
     waiting.close()
@@ -65,4 +68,28 @@ def test_an_idle_wait_costs_no_processor(
     before = time.thread_time()
     waiting.wait(time.monotonic_ns() + 500_000_000)
     assert time.thread_time() - before < 0.1
+    waiting.close()
+
+
+@pytest.mark.parametrize("mode", ["block", "hybrid"])
+def test_a_deadline_that_a_message_was_ahead_of_wakes_nobody_for_long(
+    mode: str, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    here, there = pair
+    waiting = Waiting(HandoffOptions(wait=mode))
+    waiting.register(here)
+    deadline = time.monotonic_ns() + 50_000_000
+    sender = threading.Timer(0.02, there.send, [b"x"])
+    sender.start()
+    assert waiting.wait(deadline) == {here}
+    assert here.recv(zmq.NOBLOCK) == b"x"
+    sender.join()
+    late = threading.Timer(0.4, there.send, [b"y"])
+    late.start()
+    before, empty = time.thread_time(), 0
+    while not waiting.wait():
+        empty += 1
+    assert empty <= 1
+    assert time.thread_time() - before < 0.1
+    late.join()
     waiting.close()

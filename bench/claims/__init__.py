@@ -1,0 +1,1 @@
+"""The numeric claims of the source documents, and what a run has to say of each."""

@@ -1,0 +1,1 @@
+"""What handing work between processes costs: ``python -m bench.handoff``."""
