@@ -121,6 +121,6 @@ def _said_window(found: Legacy) -> str:
 
 def _said(found: Interval) -> str:
     blocks = "one block" if found.blocks == 1 else f"{found.blocks} blocks"
-    if found.low is None or found.high is None or not found.enough_blocks:
+    if found.low is None or found.high is None:
         return f"{said_ratio(found)} ({blocks})"
     return f"{said_ratio(found)} ({figure(found.low)} to {figure(found.high)}, {blocks})"

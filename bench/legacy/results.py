@@ -62,8 +62,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The candidate, bounded, over the reference, unbounded, by one metric.
 
     ``at_least``: in some block no request of the reference completed, and half of one was counted.
-    ``low``, ``high``: the 95 % interval over ``blocks``, None with fewer than two;
-    ``enough_blocks``: whether it can be relied on.
+    ``low``, ``high``: the 95 % interval over ``blocks``, None if there are not ``enough_blocks``
+    for one.
     """
 
     ratio: float
@@ -147,12 +147,13 @@ def _interval(
 ) -> Interval:
     values, reference = [block[end] for block in blocks], [block[start] for block in blocks]
     found: Ratio | None = paired_ratio(values, reference, ALPHA) if len(values) > 1 else None
+    enough = found is not None and len(values) >= MIN_BLOCKS
     return Interval(
         ratio=values[0] / reference[0] if found is None else found.estimate,
-        low=None if found is None else found.low,
-        high=None if found is None else found.high,
+        low=found.low if found and enough else None,
+        high=found.high if found and enough else None,
         blocks=len(values),
-        enough_blocks=len(values) >= MIN_BLOCKS,
+        enough_blocks=enough,
         at_least=at_least,
     )
 

@@ -107,11 +107,8 @@ def said_ratio(found: Interval) -> str:
 def said_interval(found: Interval) -> str:
     """As text."""
     if found.low is None or found.high is None:
-        return "none: one block"
-    text = f"{_factor(found.low)} to {_factor(found.high)}"
-    if not found.enough_blocks:
-        text += f" (of {found.blocks} blocks; {MIN_BLOCKS} are needed to rely on it)"
-    return text
+        return f"none: {found.blocks} of the {MIN_BLOCKS} blocks that it takes"
+    return f"{_factor(found.low)} to {_factor(found.high)}"
 
 
 def _factor(value: float) -> str:

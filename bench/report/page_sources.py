@@ -84,9 +84,8 @@ def legacy(found: Legacy | None, drawings: Drawings) -> Section:
 
 def _interval(found: Interval) -> str:
     if found.low is None or found.high is None:
-        return "none: one block"
-    text = f"{found.low:.3g}–{found.high:.3g}"
-    return text if found.enough_blocks else f"{text} ({MIN_BLOCKS} blocks are needed to rely on it)"
+        return f"none: {found.blocks} of the {MIN_BLOCKS} blocks that it takes"
+    return f"{found.low:.3g}–{found.high:.3g}"
 
 
 def claims(verdicts: Sequence[Verdict]) -> Section:

@@ -176,7 +176,8 @@ def test_admission_alone_makes_the_large_ratio(tmp_path: Path) -> None:
     page = (tmp_path / "legacy.md").read_text(encoding="utf-8")
     assert f"at least {found.legacy.ratio:.3g}" in page
     assert "Admission makes 100%" in page
-    assert "8 are needed" in page
+    assert "none: 2 of the 8 blocks" in page
+    assert (found.legacy.low, found.legacy.high) == (None, None)
 
 
 def test_what_a_topology_does_is_not_given_to_admission(tmp_path: Path) -> None:
@@ -188,6 +189,16 @@ def test_what_a_topology_does_is_not_given_to_admission(tmp_path: Path) -> None:
     assert (found.honest.low, found.honest.blocks) == (None, 1)
     assert found.honest_parts.topology == pytest.approx(math.log(2), rel=0.05)
     assert found.honest_parts.admission == pytest.approx(0, abs=0.05)
+
+
+def test_eight_blocks_have_an_interval(tmp_path: Path) -> None:
+    write_legacy(tmp_path, blocks=8)
+    found = rebuild(tmp_path).honest
+    assert found is not None
+    assert found.enough_blocks
+    assert found.low is not None
+    assert found.low == pytest.approx(found.ratio)  # the blocks are all the same
+    assert "none:" not in (tmp_path / "legacy.md").read_text(encoding="utf-8")
 
 
 def test_a_block_without_all_four_does_not_count_and_is_said(tmp_path: Path) -> None:
