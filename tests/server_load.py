@@ -164,7 +164,8 @@ class BusyLoad:
         self._rounds = 0
 
     def until_tokens(self, count: int) -> None:
-        """Wait until so many more tokens have been streamed, with no lack of open requests."""
+        """Wait until so many more tokens have been streamed, with no lack of open requests, all of
+        which the server has read: one that is told to stop refuses those that it has not."""
         client, enough = self.client, self.client.received + count
         while client.received < enough or client.num_open < self._least_open:
             if client.num_open < self._least_open:
@@ -172,6 +173,7 @@ class BusyLoad:
                     client.generate(f"{self._rounds}.{index}", **fields)
                 self._rounds += 1
             client.take()
+        client.info()
 
     def check(self, wanted: list[tuple[Any, ...]]) -> None:
         """All requests of all rounds have ended with these outputs."""
