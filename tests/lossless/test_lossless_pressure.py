@@ -19,8 +19,8 @@ from tiny_model import VOCABULARY, TinyPair
 
 from pdv_mp.wire.engine import Finish
 
-PARTS = 3
-REQUESTS_PER_PART = 417
+PARTS = 6
+REQUESTS_PER_PART = 209
 MAX_LEN = 128
 KV_BYTES_PER_TOKEN = 384
 

@@ -62,7 +62,13 @@ def serve(requests: list[Request], length: int, seed: int) -> list[Result]:
     return run(worker, requests, np.random.default_rng(seed), arrivals_per_step=2.0)
 
 
-@pytest.mark.parametrize("length", range(1, 9))
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(length, marks=() if length in (1, 4, 8) else pytest.mark.slow)
+        for length in range(1, 9)
+    ],
+)
 def test_every_token_is_the_verifiers_own(
     length: int, oracle: Oracle, tokenizer: Tokenizer, report_line: Callable[[str], None]
 ) -> None:

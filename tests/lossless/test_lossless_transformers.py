@@ -31,6 +31,7 @@ CASES = {
     "gpt_bigcode": (0.03, 6, 5, 24, 1, "contiguous"),
     "llama": (0.02, 4, 32, 32, 16, "contiguous"),
 }
+QUICK = ("opt", "gpt2", "gemma", "phi")
 
 
 def random_requests(rng: np.random.Generator) -> list[Request]:
@@ -68,7 +69,10 @@ def serve(pair: TinyPair, family: str, requests: list[Request], seed: int) -> li
     return run(worker, requests, np.random.default_rng(seed), arrivals_per_step=3.0)
 
 
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in CASES],
+)
 def test_every_token_is_the_verifiers_own(
     family: str, tmp_path: Path, report_line: Callable[[str], None]
 ) -> None:
