@@ -186,6 +186,22 @@ def test_messages_sent_in_one_go_share_no_time(tmp_path: Path) -> None:
     ]
 
 
+def test_draft_lengths_are_a_counter_of_the_process_that_decides_them(tmp_path: Path) -> None:
+    part = Trace(tmp_path / f"{PART_PREFIX}worker-0.0")
+    part.decision(2000, 4, 7, 0.6254)
+    part.decision(3000, 0, 7, 0.25)
+    part.close()
+    write_trace(tmp_path, ROWS["unified"], tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [(event["name"], event["ts"], event["args"]) for event in events] == [
+        ("draft length", 2.0, {"tokens": 4}),
+        ("expected acceptance", 2.0, {"probability": 0.6254}),
+        ("draft length", 3.0, {"tokens": 0}),
+        ("expected acceptance", 3.0, {"probability": 0.25}),
+    ]
+    assert {event["ph"] for event in events} == {"C"}
+
+
 def test_tokenizers_have_tracks_of_their_own(tmp_path: Path) -> None:
     front = Trace(tmp_path / f"{PART_PREFIX}front.0")
     front.message("front>tokenizer", Stamps(10, 20, 100, 110, 7), replica=1)

@@ -10,11 +10,12 @@ from engine_driver import Request, Result, open_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdv_mp.config import SchedulingOptions, SpeculationOptions
+from pdv_mp.config import SchedulingOptions
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.pools import Pools
 from pdv_mp.scheduling.scheduler import Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable
+from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.stages.messages import Prefilled, Proposal, Verdict
 from pdv_mp.timeline import STATES, Timeline
 from pdv_mp.wire.engine import Finish
@@ -51,9 +52,8 @@ class Rig:
             self.table,
             self.pools,
             scheduling,
-            SpeculationOptions(num_speculative_tokens=draft_length),
+            FixedLength(draft_length, scheduling.max_admitted),
             self.counters,
-            can_draft=True,
             prefix_caching=prefix_caching,
             prefill_backlog=max_num_batched_tokens,
         )

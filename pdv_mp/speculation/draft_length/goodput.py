@@ -1,0 +1,219 @@
+"""The draft length that yields most tokens per second.
+
+With B sequences of which each has probability p_j that its first j drafts are all kept, a cycle
+that drafts k tokens emits B + sum_j<=k sum_b p_j tokens and takes
+
+    T(k) = k * T_draft(B) + T_verify(B, k + 1) + T_overhead(k).
+
+The controller takes the k in 0 .. K for which tokens divided by time is greatest (SmartSpec, arXiv
+2406.14066, with 0 allowed, costs and acceptance measured while serving, and each sequence with a
+probability of its own). Where drafting has a process of its own and the batch is divided, the
+draft of one group runs beside the verification of another: see :meth:`Goodput._cycle_ns`.
+
+- Stability: the length changes for a predicted gain of more than :data:`GAIN`, at the earliest
+  :data:`DWELL` cycles after the last change. A smaller gain must have been predicted for so long
+  that, had it been taken, it would have saved :data:`PATIENCE` cycles: so no loss goes on for ever.
+- Lengths whose cost is not known are tried if they could pay under the most favourable cost that is
+  possible; at first at most twice as long as those that are known, and one more.
+- While the length is 0 there is no draft forward and no message, but for explorations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pdv_mp.speculation.draft_length.acceptance_estimate import AcceptanceEstimate
+from pdv_mp.speculation.draft_length.controller import Column, CycleTimes, Decisions, DecodeBatch
+from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
+from pdv_mp.speculation.draft_length.exploration import MAX_SEQUENCES, Exploration
+from pdv_mp.speculation.draft_length.step_costs import StepCosts
+
+Floats = npt.NDArray[np.float64]
+
+FIRST_LENGTH = 2
+"""Before anything is known."""
+GAIN = 0.03
+DWELL = 8
+PATIENCE = 0.3
+MAX_TRIAL = 6
+"""Cycles after which a trial ends, whatever has been measured."""
+SETTLED_INTERVAL = 4
+"""Cycles between two decisions while the batch stays what it is."""
+CATCH_UP_HORIZON = 64
+"""Cycles over which the price of bringing the draft's cache up to date is spread."""
+OVERHEAD_RATE = 0.1
+MAX_RATIO = 2.0
+
+
+class Goodput:
+    """``overlap``: groups of sequences that take turns, so that one is drafted while another is
+    verified; 1 where a cycle drafts and then verifies."""
+
+    name = "goodput"
+
+    def __init__(self, max_length: int, num_slots: int, overlap: int = 1) -> None:
+        self.max_length = max_length
+        self.decisions = Decisions()
+        self._overlap = overlap
+        self._estimate = AcceptanceEstimate(num_slots, max_length)
+        self._verify = StepCosts()
+        self._draft = DraftCosts()
+        self._overhead_ns = [0.0, 0.0]
+        self._exploration = Exploration()
+        self._length = min(FIRST_LENGTH, max_length)
+        self._since_change = 0
+        self._since_decision = 0
+        self._batch_size = 0
+        self._is_trying = False
+        self._missed = 0.0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def acceptance(self) -> float:
+        return self._estimate.mean
+
+    # ------------------------------------------------------------------ what has happened
+
+    def judged(self, slots: Column, lengths: Column, accepted: Column) -> None:
+        self._estimate.judged(slots, lengths, accepted)
+
+    def forget(self, slot: int) -> None:
+        self._estimate.forget(slot)
+
+    def timed(self, times: CycleTimes) -> None:
+        self._verify.add(times.sequences, times.rows, times.context, times.verify_ns)
+        if times.drafting:
+            self._draft.add(times.drafting, times.steps, times.fed, times.draft_ns)
+        if times.overhead_ns is not None:
+            which = int(times.drafting > 0)
+            so_far = self._overhead_ns[which]
+            found = (
+                min(float(times.overhead_ns), MAX_RATIO * so_far)
+                if so_far
+                else float(times.overhead_ns)
+            )
+            self._overhead_ns[which] = (
+                so_far + OVERHEAD_RATE * (found - so_far) if so_far else found
+            )
+
+    # ------------------------------------------------------------------ decisions
+
+    def choose(self, batch: DecodeBatch) -> Column:
+        limits = np.minimum(batch.limits, self.max_length)
+        if not limits.any():
+            return limits
+        self._since_change += 1
+        self._since_decision += 1
+        is_settled = len(batch.slots) == self._batch_size and not self._is_trying
+        if not is_settled or self._since_decision >= SETTLED_INTERVAL:
+            self._batch_size = len(batch.slots)
+            self._decide(batch, limits)
+            self._since_decision = 0
+        if self._length:
+            self._exploration.reset()
+        elif self._exploration.is_due():
+            return self._explore(batch, limits)
+        self.decisions.count(self._length)
+        lengths: Column = np.minimum(limits, self._length)
+        return lengths
+
+    def _decide(self, batch: DecodeBatch, limits: Column) -> None:
+        longest = int(limits.max())
+        at_each = (limits[:, None] > np.arange(longest)).sum(axis=0)
+        rows = len(limits) + np.concatenate([[0], np.cumsum(at_each)]).astype(float)
+        times, known = self._times(batch, rows, int(at_each[0]))
+        present = min(self._length, longest)
+        if self._is_trying or not known.any():
+            # A length on trial is kept until its cost is known.
+            if not known[present] and self._since_change < MAX_TRIAL:
+                return
+            if not known.any():
+                return
+        reach = 2 * int(np.flatnonzero(known).max()) + 1
+        if longest < self._length:
+            reach = -1  # all are about to end: no time to try anything
+        out_of_reach = ~known & (np.arange(longest + 1) > reach)
+        out_of_reach[present] = False
+        goodput = np.where(out_of_reach, 0.0, self._tokens(batch, limits, longest) / times)
+        best = int(goodput.argmax())
+        if best == 0:
+            # Whoever drafts nothing learns nothing: a few unlucky trials are no reason to stop.
+            lucky = self._tokens(batch, limits, longest, if_lucky=True)
+            goodput = np.where(out_of_reach, 0.0, lucky / times)
+            best = int(goodput.argmax())
+        gain = float(goodput[best] / goodput[present]) - 1 if goodput[present] else math.inf
+        if best == present:
+            self._is_trying, self._missed = False, 0.0
+            return
+        was_trying, self._is_trying = self._is_trying, False
+        self._missed += max(0.0, gain) * max(1, self._since_decision)
+        rests = self._since_change < DWELL and known[best] and not was_trying
+        if rests or (gain <= GAIN and self._missed < PATIENCE):
+            return
+        self._is_trying = not bool(known[best])
+        self.decisions.trials += self._is_trying
+        self.decisions.switches += best != self._length
+        self._length, self._since_change, self._missed = best, 0, 0.0
+
+    def _tokens(
+        self, batch: DecodeBatch, limits: Column, longest: int, if_lucky: bool = False
+    ) -> Floats:
+        """Tokens that cycles of 0 .. K drafts emit on average, [K + 1]."""
+        survival = self._estimate.survival(batch.slots, longest, if_lucky)
+        kept = (survival * (limits[:, None] > np.arange(longest))).sum(axis=0)
+        tokens: Floats = len(limits) + np.concatenate([[0.0], np.cumsum(kept)])
+        return tokens
+
+    def _times(
+        self, batch: DecodeBatch, rows: Floats, drafting: int
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """What cycles of 0 .. K drafts take, in ns, and whether that is measured: [K + 1]."""
+        sequences, context = len(batch.slots), int(batch.contexts.sum())
+        verify_ns, known = self._verify.estimate(sequences, rows, context)
+        steps = np.arange(1, len(rows))
+        draft_ns, draft_known = self._draft.estimate(drafting, steps)
+        if not draft_known:
+            known[1:] = False
+        before = np.zeros(len(rows))
+        before[1:] = draft_ns + self._overhead_ns[1]
+        before[0] = self._overhead_ns[0]
+        if not self._length:
+            catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
+            before[1:] += catch_up / CATCH_UP_HORIZON
+        return np.maximum(1.0, self._cycle_ns(before, verify_ns)), known
+
+    def _cycle_ns(self, before: Floats, verify_ns: Floats) -> Floats:
+        """How long a group of the batch keeps the verifier from the next one's verdict: all of the
+        cycle, or, where others take turns with it, its share of a cycle, but at least the time of
+        its own verification."""
+        if self._overlap == 1:
+            return before + verify_ns
+        each: Floats = np.maximum(verify_ns, (before + verify_ns) / self._overlap)
+        each[0] = verify_ns[0] + before[0]
+        return each
+
+    def _explore(self, batch: DecodeBatch, limits: Column) -> Column:
+        """One token for a few sequences, or nothing, where that would cost too much."""
+        lengths = np.zeros_like(limits)
+        sequences, context = len(limits), int(batch.contexts.sum())
+        rows = np.array([sequences, sequences + MAX_SEQUENCES], float)
+        verify_ns, _ = self._verify.estimate(sequences, rows, context)
+        draft_ns, _ = self._draft.estimate(min(sequences, MAX_SEQUENCES), np.array([1]))
+        left = self._exploration.budget_ns(float(verify_ns[0]) + self._overhead_ns[0])
+        left -= float(draft_ns[0] + verify_ns[1] - verify_ns[0])
+        if left > 0:
+            fed_ns = self._draft.fed_ns(sequences) if self._draft.knows_fed else 0.0
+            max_fed = left / fed_ns if fed_ns else math.inf
+            lengths[self._exploration.pick(limits, batch.gaps, max_fed)] = 1
+        explores = bool(lengths.any())
+        if explores:
+            self._exploration.reset()
+        self.decisions.explorations += explores
+        self.decisions.count(int(explores))
+        return lengths
