@@ -270,6 +270,15 @@ class SpeculationOptions(_Checked):
         "or --max-speculative-tokens if that is less",
         choices=("goodput", "feedback", "fixed"),
     )
+    speculative_config: str | None = option(
+        None,
+        help='how drafts are made, as JSON; {"method": "ngram"} proposes what followed the last '
+        "time that the text went as it goes now, without a second model (prompt_lookup_max, 4, "
+        "and prompt_lookup_min, 1: tokens that must be the same); "
+        '{"method": "draft_model", "model": PATH} is --draft-model; num_speculative_tokens is '
+        "the option of that name",
+        metavar="JSON",
+    )
     acceptance: str = option(
         "gumbel",
         help="which draft tokens are kept; gumbel: those that the verifier draws with the same "

@@ -31,6 +31,9 @@ class RandomLengths:
         self.decisions.count(int(lengths.max()))
         return lengths
 
+    def passes(self) -> bool:
+        return bool(self._rng.random() < 0.1)
+
     def judged(self, slots: np.ndarray, lengths: np.ndarray, accepted: np.ndarray) -> None:
         assert (accepted <= lengths).all()
 

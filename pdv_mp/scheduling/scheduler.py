@@ -33,6 +33,7 @@ from pdv_mp.scheduling.sequences import (
     enter_all,
 )
 from pdv_mp.speculation.draft_length.controller import Column, DecodeBatch, DraftLengthController
+from pdv_mp.speculation.ngram import NGramIndex
 from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, TokenLogprobs, Verdict
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, Open, PromptLogprobs, Tokens
@@ -86,17 +87,19 @@ class Scheduler:
         prefill_backlog: int,
         lanes: Collection[str] = (),
         groups: int = 1,
+        ngrams: NGramIndex | None = None,
     ) -> None:
         """``controller`` decides how many tokens are drafted in each cycle.
 
         ``prefill_backlog``: admit while fewer prompt tokens than this are to be computed.
         ``lanes``: stages in other processes. Work for one is in its inbox when its message has
         arrived there, not when it is ordered. ``groups``: into so many the batch is divided, each
-        with cycles of its own.
+        with cycles of its own. ``ngrams``: drafts are looked up here, and no stage makes them.
         """
         self._table = table
         self._pools = pools
-        self._kv = KVManager(table, pools, counters, prefix_caching)
+        self._kv = KVManager(table, pools, counters, prefix_caching, with_drafts=ngrams is None)
+        self._ngrams = ngrams
         self._scheduling = scheduling
         self._controller = controller
         self._prefill_backlog = prefill_backlog
@@ -290,6 +293,8 @@ class Scheduler:
             self._waiting.popleft()
             slot = sequence.slot
             self._controller.forget(slot)
+            if self._ngrams is not None:
+                self._ngrams.forget(slot)
             if sequence.admissions == 1:
                 sequence.queued_ns = now - sequence.submitted_ns
                 self._table.queued_ns[slot] = sequence.queued_ns
@@ -318,7 +323,8 @@ class Scheduler:
         """Note what the prefill stage has computed, and take the sequences over whose prompts are
         complete, each with its next token."""
         table = self._table
-        drafted = np.where(table.speculates[result.computed], result.lengths, 0)
+        fills_draft = table.speculates[result.computed] & (self._ngrams is None)
+        drafted = np.where(fills_draft, result.lengths, 0)
         table.target_len[result.computed] += result.lengths
         table.draft_len[result.computed] += drafted
         self._counters.prefill_forwards += 1
@@ -415,13 +421,18 @@ class Scheduler:
         table = self._table
         slots = np.array(sorted(self._members(group)), np.int64)
         base = table.committed[slots]
-        lengths = self._draft_lengths(slots, base, drafting)
+        lengths, looked_up = self._draft_lengths(slots, base, drafting)
         if np.any(base + lengths > table.room[slots]):
             granted = self._make_room(slots, base + lengths, now)
             slots, base, lengths = slots[granted], base[granted], lengths[granted]
+            looked_up = looked_up[granted]
             if len(slots) == 0:
                 return Cycle(None, None)
         table.in_flight[slots] = True
+        if self._ngrams is not None:
+            enter_all(self.sequences(slots), _VERIFY_INBOX, now)
+            ids = np.where(np.arange(int(lengths.max())) < lengths[:, None], looked_up, -1)
+            return Cycle(None, Proposal(slots, base, lengths, ids))
         drafts = lengths > 0
         order = plain = None
         if drafts.any():
@@ -439,16 +450,28 @@ class Scheduler:
             enter_all(self.sequences(rest), _VERIFY_INBOX, now)
         return Cycle(order, plain)
 
-    def _draft_lengths(self, slots: Slots, base: Column, drafting: Drafting) -> Column:
-        """How many tokens are drafted for each of the slots that are about to start a cycle."""
-        table = self._table
-        room = np.minimum(self._controller.max_length, table.max_len[slots] - base - 1)
+    def _draft_lengths(
+        self, slots: Slots, base: Column, drafting: Drafting
+    ) -> tuple[Column, Column]:
+        """How many tokens are drafted for each of the slots that are about to start a cycle, [B],
+        and these tokens where they are looked up, [B, K]."""
+        table, controller, ngrams = self._table, self._controller, self._ngrams
+        room = np.minimum(controller.max_length, table.max_len[slots] - base - 1)
         limits: Column = np.where(table.speculates[slots], room, 0)
-        if drafting is Drafting.NONE:
-            return np.zeros_like(limits)
+        ids, kinds = np.zeros((len(slots), 0), np.int64), None
+        if drafting is Drafting.NONE and ngrams is None:
+            return np.zeros_like(limits), ids
+        if not limits.any() or controller.passes():
+            return np.zeros_like(limits), ids
         gaps = np.maximum(0, base - table.draft_len[slots] - USUALLY_FED)
-        batch = DecodeBatch(slots, limits, base, gaps, waiting=len(self._ready))
-        return self._controller.choose(batch)
+        if ngrams is not None:
+            ids, matched = ngrams.propose(table.tokens, slots, base, int(limits.max()))
+            limits = np.where(matched > 0, limits, 0)
+            kinds = np.maximum(0, matched - ngrams.least)
+            gaps = np.zeros_like(gaps)
+        batch = DecodeBatch(slots, limits, base, gaps, len(self._ready), kinds)
+        lengths = controller.choose(batch)
+        return lengths, ids[:, : int(lengths.max())]
 
     def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
         """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that
@@ -510,10 +533,11 @@ class Scheduler:
         self._table.in_flight[proposal.slots] = False
         width = proposal.ids.shape[1]
         # The last draft token was never fed, so after a full acceptance the draft's cache lacks it.
-        drafted = np.flatnonzero(proposal.lengths)
-        kept = np.minimum(proposal.lengths - 1, verdict.accepted)
-        self._table.draft_len[proposal.slots[drafted]] = (proposal.base + kept)[drafted]
-        self._counters.draft_forwards += width
+        if self._ngrams is None:
+            drafted = np.flatnonzero(proposal.lengths)
+            kept = np.minimum(proposal.lengths - 1, verdict.accepted)
+            self._table.draft_len[proposal.slots[drafted]] = (proposal.base + kept)[drafted]
+            self._counters.draft_forwards += width
         emitted = np.full((len(proposal.slots), width + 1), -1, np.int64)
         emitted[:, :width] = proposal.ids
         emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
@@ -531,7 +555,7 @@ class Scheduler:
         )
         self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
         for sequence in self.sequences(proposal.slots):
-            if not sequence.params.speculate:
+            if not sequence.params.speculate or self._ngrams is not None:
                 sequence.timeline.enter(_VERIFY_INBOX, now)
             elif self._draft_is_here:
                 sequence.timeline.enter(_DRAFT_INBOX, now)

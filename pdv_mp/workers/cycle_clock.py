@@ -17,6 +17,8 @@ class CycleClock:
         self._overhead_ns: int | None = None
         self._order: DraftOrder | None = None
         self._draft_ns = 0
+        self.has_begun = False
+        """Whether a stage of the present cycle has started."""
 
     def interrupted(self) -> None:
         """Something else was computed, or there was nothing to do: what comes next does not follow
@@ -25,7 +27,7 @@ class CycleClock:
 
     def begun(self, now: int, order: DraftOrder | None = None) -> None:
         """The first stage of a cycle starts; ``order``: what it drafts."""
-        self._order, self._draft_ns = order, 0
+        self._order, self._draft_ns, self.has_begun = order, 0, True
         self._overhead_ns = None if self._verdict_ns is None else now - self._verdict_ns
         self._verdict_ns = None
 
@@ -35,7 +37,7 @@ class CycleClock:
 
     def verified(self, proposal: Proposal, started: int, ended: int) -> CycleTimes:
         """The verdict is known; what the cycle took."""
-        self._verdict_ns = ended
+        self._verdict_ns, self.has_begun = ended, False
         order, sequences = self._order, len(proposal.slots)
         self._order = None
         times = CycleTimes(

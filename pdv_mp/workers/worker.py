@@ -30,7 +30,9 @@ from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller
+from pdv_mp.speculation.ngram import make_index
 from pdv_mp.speculation.rules import acceptance_rule
+from pdv_mp.speculative_config import DRAFT_MODEL, NGRAM
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.messages import DraftOrder, Proposal, without_drafts
 from pdv_mp.stages.prefill import PrefillStage
@@ -145,10 +147,12 @@ class Worker:
         self._scheduling = scheduling_of(config)
         chunk = self._scheduling.max_num_batched_tokens
         num_groups = config.handoff.groups
-        can_draft = self.draft is not None or "draft" in self._lanes
+        self._ngrams = make_index(config.speculation, resources.num_slots)
+        can_draft = self.draft is not None or "draft" in self._lanes or self._ngrams is not None
         overlap = num_groups if "draft" in self._lanes else 1
+        kinds = 0 if self._ngrams is None else self._ngrams.num_kinds
         self.controller = (
-            make_controller(config.speculation, resources.num_slots, overlap)
+            make_controller(config.speculation, resources.num_slots, overlap, kinds)
             if can_draft
             else FixedLength(0, resources.num_slots)
         )
@@ -162,6 +166,7 @@ class Worker:
             prefill_backlog=chunk if self.prefill is not None else PREFILL_AHEAD * chunk,
             lanes=self._lanes,
             groups=num_groups,
+            ngrams=self._ngrams,
         )
         own = {TARGET: target.cache}
         if self.draft is not None and draft is not None:
@@ -459,7 +464,7 @@ class Worker:
 
     def _run_verify(self, group: Group) -> bool:
         picked = time.monotonic_ns()
-        if not any(part.lengths.any() for part in group.parts):
+        if not group.clock.has_begun:
             self.handoffs.dropped("draft", group.index)
             group.clock.begun(picked)
         for part in group.take():
@@ -504,9 +509,9 @@ class Worker:
         trace = self.batches.trace
         if trace is None:
             return
-        drafts = 0 if cycle.drafts is None else int(cycle.drafts.lengths.max())
-        parts = (cycle.drafts, cycle.plain)
-        sequences = sum(len(part.slots) for part in parts if part is not None)
+        parts = [part for part in (cycle.drafts, cycle.plain) if part is not None]
+        drafts = max((int(part.lengths.max()) for part in parts), default=0)
+        sequences = sum(len(part.slots) for part in parts)
         trace.decision(time.monotonic_ns(), drafts, sequences, self.controller.acceptance)
 
     # ------------------------------------------------------------------ stamps
@@ -559,6 +564,13 @@ class Worker:
 
     # ------------------------------------------------------------------ questions
 
+    @property
+    def _method(self) -> str:
+        """How drafts are made, by the names of ``--speculative-config``."""
+        if self._ngrams is not None:
+            return NGRAM
+        return DRAFT_MODEL if self.controller.max_length else "none"
+
     def info(self) -> dict[str, Any]:
         """Stages, pools, counters and the record of batches, for wire.engine.InfoReply."""
         scheduler = self.scheduler
@@ -588,6 +600,7 @@ class Worker:
             "processes": dict(self.processes),
             "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
             "speculation": {
+                "method": self._method,
                 **self.controller.decisions.as_dict(),
                 "controllers": [
                     {

@@ -122,6 +122,20 @@ def test_sampled_sequences_follow_the_exact_law(
     assert g_test(observed, SAMPLES * law) > 0.01
 
 
+@pytest.mark.parametrize("acceptance", ["gumbel", "rejection"])
+def test_ngram_drafts_follow_the_exact_law(acceptance: str, four_tokens: TinyPair) -> None:
+    """Their law is one-hot."""
+    request = Request(PROMPT, max_tokens=4, temperature=1.0, top_p=0.95)
+    observed, counters = sampled_sequences(
+        replace(four_tokens, draft=None),
+        request,
+        acceptance=acceptance,
+        speculative_config='{"method": "ngram"}',
+    )
+    assert counters.draft_forwards == 0
+    assert g_test(observed, SAMPLES * exact_law(four_tokens.verifier, request)) > 0.01
+
+
 def test_rejection_sampling_is_exact_under_constant_preemption(four_tokens: TinyPair) -> None:
     """Where a request is pre-empted decides which of its tokens are drafts, and not their law."""
     request = Request(PROMPT, max_tokens=6, temperature=1.0, top_k=3)

@@ -43,9 +43,10 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("prefill", "draft"),
         {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
     ),
-    "auto": (("prefill", "draft"), {}),
-    "auto, two groups": (("prefill", "draft"), {"groups": 2, "max_speculative_tokens": 4}),
-    "random lengths": (("prefill", "draft"), {"num_speculative_tokens": 5}),
+    "auto, two groups": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": "auto", "max_speculative_tokens": 5, "groups": 2},
+    ),
     "random lengths, draft-ahead, two groups": (
         ("prefill", "draft"),
         {"num_speculative_tokens": 4, "draft_ahead": True, "groups": 2},
@@ -53,10 +54,6 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "random lengths, tight memory": (
         ("prefill", "draft"),
         {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
-    ),
-    "random lengths, handle": (
-        ("prefill", "draft"),
-        {"num_speculative_tokens": 4, "kv_handoff": "handle"},
     ),
     "pd, copy": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "copy"}),
     "pd, handle": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "handle"}),

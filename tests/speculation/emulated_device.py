@@ -140,7 +140,8 @@ def serve(
     run, rng = Run(), requests.rng
     for cycle in range(cycles):
         batch, alpha = requests.batch, acceptance(cycle)
-        lengths = controller.choose(batch)
+        passes = controller.passes()
+        lengths = np.zeros_like(batch.slots) if passes else controller.choose(batch)
         assert (lengths >= 0).all()
         assert (lengths <= np.minimum(batch.limits, controller.max_length)).all()
         drafting, steps = int((lengths > 0).sum()), int(lengths.max())

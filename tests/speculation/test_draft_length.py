@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from speculation.emulated_device import DEVICES, Device, Requests, Run, best_fixed, serve
 
 from pdv_mp.config import SpeculationOptions
-from pdv_mp.speculation.draft_length.controller import DecodeBatch, DraftLengthController
+from pdv_mp.speculation.draft_length.controller import (
+    CycleTimes,
+    DecodeBatch,
+    DraftLengthController,
+)
 from pdv_mp.speculation.draft_length.feedback import Feedback
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.goodput import Goodput
@@ -123,6 +127,48 @@ def test_an_exploration_drafts_one_token_for_those_that_lag_least() -> None:
         assert lengths.sum() <= 8
 
 
+def looked_up(device: Device, acceptance: list[float], cycles: int) -> tuple[np.ndarray, float]:
+    """Drafts that are looked up, each of one of two kinds by chance. Of the second half of all
+    cycles: tokens drafted by kind, and the time per token over that without drafts."""
+    rng, sequences = np.random.default_rng(0), 16
+    controller = Goodput(LONGEST, sequences, lookup_kinds=2)
+    drafted, took, tokens = np.zeros(2), 0.0, 0
+    for cycle in range(cycles):
+        slots = np.arange(sequences)
+        kinds = rng.integers(0, 2, sequences)
+        lengths = np.zeros(sequences, np.int64)
+        if not controller.passes():
+            limits = np.where(rng.random(sequences) < 0.9, 100, 0)
+            batch = DecodeBatch(slots, limits, slots + 100, 0 * slots, kinds=kinds)
+            lengths = controller.choose(batch)
+            assert (lengths <= limits).all()
+        hits = rng.random((sequences, LONGEST)) < np.array(acceptance)[kinds][:, None]
+        accepted = np.minimum(np.logical_and.accumulate(hits, axis=1).sum(axis=1), lengths)
+        controller.judged(slots, lengths, accepted)
+        rows = sequences + int(lengths.sum())
+        verify = device.verify(rows, 1600)
+        controller.timed(CycleTimes(sequences, rows, 1600, int(1000 * verify), overhead_ns=50_000))
+        if cycle >= cycles // 2:
+            drafted += np.bincount(kinds, lengths, 2)
+            took += verify + 50
+            tokens += sequences + int(accepted.sum())
+    return drafted, took / tokens / ((device.verify(sequences, 1600) + 50) / sequences)
+
+
+def test_kinds_of_drafts_that_are_never_kept_are_left_out() -> None:
+    device = Device(lambda rows, context: 1000 + 100 * rows, lambda sequences: 0)
+    (bad, good), took = looked_up(device, [0.02, 0.97], 300)
+    assert bad < 0.05 * good
+    assert took < 0.8
+
+
+@pytest.mark.parametrize("name", ["compute-bound", "memory-bound", "tiles"])
+def test_looking_up_in_vain_costs_nothing(name: str) -> None:
+    drafted, took = looked_up(DEVICES[name], [0.01, 0.01], 600)
+    assert took < 1.02
+    assert drafted.sum() < 300
+
+
 def test_requests_that_are_easier_are_known_as_such() -> None:
     controller = Goodput(LONGEST, 2)
     lengths = np.array([4, 4])
@@ -162,6 +208,9 @@ def test_lengths_are_always_within_their_limits(
 
         max_length = controller.max_length
         judged, timed, forget = controller.judged, controller.timed, controller.forget
+
+        def passes(self) -> bool:
+            return controller.passes()
 
         def choose(self, batch: DecodeBatch) -> np.ndarray:
             limits = np.where(silent | (rng.random() < 0.1), 0, batch.limits)

@@ -149,10 +149,14 @@ def test_a_length_of_0_makes_no_forward_and_no_message(
 
 def test_decisions_are_visible(tiny_pair: TinyPair) -> None:
     requests = [Request(prompt, 30) for prompt in prompts(6, 9)]
-    worker = make_worker(tiny_pair.verifier, tiny_pair.draft, max_model_len=64)
+    worker = make_worker(
+        tiny_pair.verifier, tiny_pair.draft, max_model_len=64, num_speculative_tokens="auto"
+    )
     serve_together(worker, requests)
     found = worker.info()["speculation"]
-    assert set(found) == {"lengths", "switches", "explorations", "trials", "controllers"}
+    counts = {"lengths", "switches", "explorations", "trials"}
+    assert set(found) == {"method", "controllers", *counts}
+    assert found["method"] == "draft_model"
     assert sum(found["lengths"].values()) > 5
     assert {int(length) for length in found["lengths"]} <= set(range(9))
     (controller,) = found["controllers"]
@@ -180,7 +184,6 @@ def test_timelines_add_up_and_come_only_when_asked_for(tiny_pair: TinyPair, repo
         tiny_pair.draft,
         max_num_seqs=2,
         max_num_batched_tokens=8,
-        num_speculative_tokens=4,
     )
     requests = [Request(prompt, max_tokens=12) for prompt in prompts(8, 20)]
     results = run(worker, requests, np.random.default_rng(1), 1.0, report_timeline=report)

@@ -45,38 +45,47 @@ Floats = npt.NDArray[np.float64]
 
 
 class AcceptanceEstimate:
-    """``num_slots`` sequences at most, and drafts of ``max_length`` tokens."""
+    """``num_slots`` sequences at most, and drafts of ``max_length`` tokens, of ``num_kinds`` kinds
+    that may be worth more or less: each kind has a population of its own."""
 
-    def __init__(self, num_slots: int, max_length: int) -> None:
-        self._kept = np.zeros(num_slots)
-        self._lost = np.zeros(num_slots)
-        self._population = np.zeros(2)
-        self._changes = (_Change(-STEP), _Change(STEP))
+    def __init__(self, num_slots: int, max_length: int, num_kinds: int = 1) -> None:
+        self.num_kinds = num_kinds
+        self._kind = np.zeros(num_slots, np.int64)
+        self._kept = np.zeros((num_slots, num_kinds))
+        self._lost = np.zeros((num_slots, num_kinds))
+        self._populations = [_Population() for _ in range(num_kinds)]
         self._position_kept = np.zeros(max_length)
         self._position_expected = np.zeros(max_length)
 
     @property
     def mean(self) -> float:
-        """The population's rate."""
-        return _mean(self._population, FIRST_MEAN, FIRST_WEIGHT)
+        """The rate of all drafts together."""
+        counts = np.sum([population.counts for population in self._populations], axis=0)
+        return _mean(counts, FIRST_MEAN, FIRST_WEIGHT)
 
     def forget(self, slot: int) -> None:
         """The slot has a new owner, of whom nothing is known."""
-        self._kept[slot] = self._lost[slot] = 0.0
+        self._kept[slot], self._lost[slot] = 0.0, 0.0
 
-    @property
-    def mean_if_lucky(self) -> float:
-        """As far above :attr:`mean` as it may well be: :data:`LUCK` standard deviations."""
-        mean, trials = self.mean, FIRST_WEIGHT + float(self._population.sum())
-        return min(HIGHEST, mean + LUCK * math.sqrt(mean * (1 - mean) / trials))
+    def drafts(self, slots: Column, kinds: Column) -> None:
+        """The next drafts of these sequences are of these kinds."""
+        self._kind[slots] = kinds
+
+    def _own(self, slots: Column, if_lucky: bool = False) -> Floats:
+        """The rate of each sequence's next draft, [B]."""
+        kinds = self._kind[slots]
+        means = np.array(
+            [each.mean_if_lucky if if_lucky else each.mean for each in self._populations]
+        )
+        kept, lost = self._kept[slots, kinds], self._lost[slots, kinds]
+        own: Floats = (PRIOR * means[kinds] + kept) / (PRIOR + kept + lost)
+        return own
 
     def survival(self, slots: Column, length: int, if_lucky: bool = False) -> Floats:
         """The probability that the first j drafts are all kept, j = 1 .. ``length``: [B, length].
         It never rises with j. ``if_lucky``: the population's rate is somewhat higher than it
         seems."""
-        mean = self.mean_if_lucky if if_lucky else self.mean
-        kept, lost = self._kept[slots], self._lost[slots]
-        own = (PRIOR * mean + kept) / (PRIOR + kept + lost)
+        own = self._own(slots, if_lucky)
         each = np.clip(own[:, None] * self._factors()[:length], LOWEST, HIGHEST)
         return np.cumprod(each, axis=1).astype(np.float64)
 
@@ -88,17 +97,16 @@ class AcceptanceEstimate:
         if not drafted.all():
             slots, lengths, accepted = slots[drafted], lengths[drafted], accepted[drafted]
         self._judge_positions(slots, lengths, accepted)
-        lost = accepted < lengths
+        lost, kinds = accepted < lengths, self._kind[slots]
         forgotten = (1 - 1 / WINDOW) ** (accepted + lost)
-        self._kept[slots] = self._kept[slots] * forgotten + accepted
-        self._lost[slots] = self._lost[slots] * forgotten + lost
-        found = np.array([accepted.sum(), lost.sum()], float)
-        changed = [since for change in self._changes if (since := change.tell(found, self.mean))]
-        self._population = self._population * (1 - 1 / POPULATION_WINDOW) ** found.sum() + found
-        if changed:
-            self._population = np.array(changed[0])
-            self._kept *= KEPT_OF_A_CHANGED
-            self._lost *= KEPT_OF_A_CHANGED
+        self._kept[slots, kinds] = self._kept[slots, kinds] * forgotten + accepted
+        self._lost[slots, kinds] = self._lost[slots, kinds] * forgotten + lost
+        kept_of = np.bincount(kinds, accepted, self.num_kinds).tolist()
+        lost_of = np.bincount(kinds, lost, self.num_kinds).tolist()
+        for kind, (kept, failed) in enumerate(zip(kept_of, lost_of, strict=True)):
+            if kept + failed and self._populations[kind].judged(kept, failed):
+                self._kept[:, kind] *= KEPT_OF_A_CHANGED
+                self._lost[:, kind] *= KEPT_OF_A_CHANGED
 
     def _factors(self) -> Floats:
         kept, expected = self._position_kept, self._position_expected
@@ -109,8 +117,7 @@ class AcceptanceEstimate:
         return factors
 
     def _judge_positions(self, slots: Column, lengths: Column, accepted: Column) -> None:
-        kept, lost = self._kept[slots], self._lost[slots]
-        own = (PRIOR * self.mean + kept) / (PRIOR + kept + lost)
+        own = self._own(slots)
         place = np.arange(int(lengths.max()))
         tried = (place <= accepted[:, None]) & (place < lengths[:, None])
         expected = (own[:, None] * tried).sum(axis=0)
@@ -119,6 +126,34 @@ class AcceptanceEstimate:
         width = len(place)
         self._position_expected[:width] = self._position_expected[:width] * forgotten + expected
         self._position_kept[:width] = self._position_kept[:width] * forgotten + found
+
+
+class _Population:
+    """The trials of all sequences: ``counts`` of those that succeeded and failed."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(2)
+        self._changes = (_Change(-STEP), _Change(STEP))
+
+    @property
+    def mean(self) -> float:
+        """The rate."""
+        return _mean(self.counts, FIRST_MEAN, FIRST_WEIGHT)
+
+    @property
+    def mean_if_lucky(self) -> float:
+        """As far above :attr:`mean` as it may well be: :data:`LUCK` standard deviations."""
+        mean, trials = self.mean, FIRST_WEIGHT + float(self.counts.sum())
+        return min(HIGHEST, mean + LUCK * math.sqrt(mean * (1 - mean) / trials))
+
+    def judged(self, kept: float, lost: float) -> bool:
+        """So many trials more; whether the rate has changed."""
+        found, mean = (kept, lost), self.mean
+        changed = [since for change in self._changes if (since := change.tell(found, mean))]
+        self.counts = self.counts * (1 - 1 / POPULATION_WINDOW) ** (kept + lost) + found
+        if changed:
+            self.counts = np.array(changed[0])
+        return bool(changed)
 
 
 class _Change:
@@ -132,11 +167,11 @@ class _Change:
         self._evidence = 0.0
         self._since = (0.0, 0.0)
 
-    def tell(self, found: Floats, mean: float) -> tuple[float, float] | None:
+    def tell(self, found: tuple[float, float], mean: float) -> tuple[float, float] | None:
         """So many trials more succeeded and failed. Those since the change, if there was one."""
         mean = min(max(mean, LOWEST), HIGHEST)
         other = min(max(mean + self._step, LOWEST), HIGHEST)
-        kept, lost = float(found[0]), float(found[1])
+        kept, lost = found
         self._evidence += kept * math.log(other / mean) + lost * math.log((1 - other) / (1 - mean))
         self._since = (self._since[0] + kept, self._since[1] + lost)
         if self._evidence <= 0:

@@ -18,7 +18,8 @@ class DecodeBatch:
     ``slots`` [B]. ``limits`` [B]: most tokens that each may have drafted: 0 for those that do not
     speculate, and never more than its budget leaves room for. ``contexts`` [B]: tokens of each so
     far. ``gaps`` [B]: tokens whose rows the draft's cache lacks because of cycles without drafts.
-    ``waiting``: sequences that are ready and have no place in the batch.
+    ``waiting``: sequences that are ready and have no place in the batch. ``kinds`` [B]: of which
+    kind each one's drafts would be, where there are several, else None.
     """
 
     slots: Column
@@ -26,6 +27,7 @@ class DecodeBatch:
     contexts: Column
     gaps: Column
     waiting: int = 0
+    kinds: Column | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ class DraftLengthController(Protocol):
 
     def choose(self, batch: DecodeBatch) -> Column:
         """Tokens to draft for each sequence, int64 [B], between 0 and its limit."""
+
+    def passes(self) -> bool:
+        """Whether nothing is drafted in the next cycle, whatever could be: it is counted, and
+        :meth:`choose` need not be asked."""
 
     def judged(self, slots: Column, lengths: Column, accepted: Column) -> None:
         """Of ``lengths`` [B] drafts the first ``accepted`` [B] were kept."""

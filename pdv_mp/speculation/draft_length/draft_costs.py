@@ -57,9 +57,11 @@ class _Line:
         each = self.ns / self.steps
         if self.variance > FEW_KINDS:
             slope = min(max(self.covariance / self.variance, 0.0), each)
-            return (self.ns + slope * (steps - self.steps)).astype(np.float64)
-        slopes = np.where(steps > self.steps, each / 2, each)
-        return (self.ns + slopes * (steps - self.steps)).astype(np.float64)
+            slopes = np.full(len(steps), slope)
+        else:
+            slopes = np.where(steps > self.steps, each / 2, each)
+        times: Floats = self.ns + slopes * (steps - self.steps).astype(np.float64)
+        return times
 
 
 class DraftCosts:

@@ -32,6 +32,13 @@ class Exploration:
         """Something was drafted."""
         self._since, self._next = 0, INTERVAL
 
+    def passed(self) -> bool:
+        """One more cycle without drafts, unless it may be time for one; whether it was one."""
+        if self._since + 1 >= self._next:
+            return False
+        self._since += 1
+        return True
+
     def is_due(self) -> bool:
         """One more cycle without drafts; whether it is time to ask what can be afforded."""
         self._since += 1

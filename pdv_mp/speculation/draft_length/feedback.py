@@ -74,6 +74,9 @@ class Feedback:
         self.decisions.switches += length != self._length
         self._length = length
 
+    def passes(self) -> bool:
+        return False
+
     def judged(self, slots: Column, lengths: Column, accepted: Column) -> None:
         drafted = lengths > 0
         self._kept.extend((accepted[drafted] / lengths[drafted]).tolist())

@@ -31,6 +31,9 @@ class FixedLength:
         lengths: Column = np.minimum(batch.limits, self.max_length)
         return lengths
 
+    def passes(self) -> bool:
+        return self.max_length == 0
+
     def judged(self, slots: Column, lengths: Column, accepted: Column) -> None:
         self._estimate.judged(slots, lengths, accepted)
 

@@ -38,6 +38,8 @@ FIRST_LENGTH = 2
 GAIN = 0.03
 DWELL = 8
 PATIENCE = 0.3
+SILENT_INTERVAL = 8
+WORTH_SHARE = 0.7
 MAX_TRIAL = 6
 """Cycles after which a trial ends, whatever has been measured."""
 SETTLED_INTERVAL = 4
@@ -50,15 +52,20 @@ MAX_RATIO = 2.0
 
 class Goodput:
     """``overlap``: groups of sequences that take turns, so that one is drafted while another is
-    verified; 1 where a cycle drafts and then verifies."""
+    verified; 1 where a cycle drafts and then verifies. ``lookup_kinds``: drafts are looked up and
+    not computed; they cost verification only, and are of so many kinds. Of a kind that is too
+    seldom kept to pay for its rows none are taken."""
 
     name = "goodput"
 
-    def __init__(self, max_length: int, num_slots: int, overlap: int = 1) -> None:
+    def __init__(
+        self, max_length: int, num_slots: int, overlap: int = 1, lookup_kinds: int = 0
+    ) -> None:
         self.max_length = max_length
         self.decisions = Decisions()
         self._overlap = overlap
-        self._estimate = AcceptanceEstimate(num_slots, max_length)
+        self._looks_up = lookup_kinds > 0
+        self._estimate = AcceptanceEstimate(num_slots, max_length, max(1, lookup_kinds))
         self._verify = StepCosts()
         self._draft = DraftCosts()
         self._overhead_ns = [0.0, 0.0]
@@ -69,6 +76,8 @@ class Goodput:
         self._batch_size = 0
         self._is_trying = False
         self._missed = 0.0
+        self._passed = 0
+        self._worth = 0.0
 
     @property
     def length(self) -> int:
@@ -104,24 +113,45 @@ class Goodput:
 
     # ------------------------------------------------------------------ decisions
 
+    def passes(self) -> bool:
+        """While nothing is drafted, one decision in :data:`SILENT_INTERVAL` cycles is enough."""
+        self._passed += 1
+        if self._length or self._is_trying or self._passed % SILENT_INTERVAL == 0:
+            return False
+        if not self._exploration.passed():
+            return False
+        self._since_change += 1
+        self._since_decision += 1
+        self.decisions.count(0)
+        return True
+
     def choose(self, batch: DecodeBatch) -> Column:
         limits = np.minimum(batch.limits, self.max_length)
         if not limits.any():
             return limits
+        if batch.kinds is not None:
+            self._estimate.drafts(batch.slots, batch.kinds)
         self._since_change += 1
         self._since_decision += 1
         is_settled = len(batch.slots) == self._batch_size and not self._is_trying
-        if not is_settled or self._since_decision >= SETTLED_INTERVAL:
+        allowed = self._worthwhile(batch.slots, limits) if self._looks_up else limits
+        if allowed.any() and (not is_settled or self._since_decision >= SETTLED_INTERVAL):
             self._batch_size = len(batch.slots)
-            self._decide(batch, limits)
+            self._decide(batch, allowed)
             self._since_decision = 0
-        if self._length:
+        lengths: Column = np.minimum(allowed, self._length)
+        if lengths.any():
             self._exploration.reset()
         elif self._exploration.is_due():
             return self._explore(batch, limits)
-        self.decisions.count(self._length)
-        lengths: Column = np.minimum(limits, self._length)
+        self.decisions.count(self._length if lengths.any() else 0)
         return lengths
+
+    def _worthwhile(self, slots: Column, limits: Column) -> Column:
+        """Limits that end before the first draft that is too seldom kept to pay for its row."""
+        survival = self._estimate.survival(slots, int(limits.max()))
+        paying: Column = (survival >= self._worth).sum(axis=1)
+        return np.minimum(limits, paying)
 
     def _decide(self, batch: DecodeBatch, limits: Column) -> None:
         longest = int(limits.max())
@@ -142,6 +172,7 @@ class Goodput:
         out_of_reach[present] = False
         goodput = np.where(out_of_reach, 0.0, self._tokens(batch, limits, longest) / times)
         best = int(goodput.argmax())
+        self._set_worth(times, rows, known, len(limits))
         if best == 0:
             # Whoever drafts nothing learns nothing: a few unlucky trials are no reason to stop.
             lucky = self._tokens(batch, limits, longest, if_lucky=True)
@@ -161,6 +192,18 @@ class Goodput:
         self.decisions.switches += best != self._length
         self._length, self._since_change, self._missed = best, 0, 0.0
 
+    def _set_worth(
+        self, times: Floats, rows: Floats, known: npt.NDArray[np.bool_], sequences: int
+    ) -> None:
+        """How probable it must be that a draft is kept if its row is to pay: what the row costs, in
+        tokens that cycles without drafts would emit in that time. It is taken to cost somewhat
+        less, since it is the small difference of large numbers."""
+        measured = np.flatnonzero(known)
+        last = int(measured.max(initial=0))
+        if last and known[0]:
+            each = float(times[last] - times[0]) / float(rows[last] - rows[0])
+            self._worth = WORTH_SHARE * each * sequences / float(times[0])
+
     def _tokens(
         self, batch: DecodeBatch, limits: Column, longest: int, if_lucky: bool = False
     ) -> Floats:
@@ -176,6 +219,9 @@ class Goodput:
         """What cycles of 0 .. K drafts take, in ns, and whether that is measured: [K + 1]."""
         sequences, context = len(batch.slots), int(batch.contexts.sum())
         verify_ns, known = self._verify.estimate(sequences, rows, context)
+        if self._looks_up:
+            before = np.full(len(rows), self._overhead_ns[0])
+            return np.maximum(1.0, before + verify_ns), known
         steps = np.arange(1, len(rows))
         draft_ns, draft_known = self._draft.estimate(drafting, steps)
         if not draft_known:
@@ -204,7 +250,9 @@ class Goodput:
         sequences, context = len(limits), int(batch.contexts.sum())
         rows = np.array([sequences, sequences + MAX_SEQUENCES], float)
         verify_ns, _ = self._verify.estimate(sequences, rows, context)
-        draft_ns, _ = self._draft.estimate(min(sequences, MAX_SEQUENCES), np.array([1]))
+        draft_ns = np.zeros(1)
+        if not self._looks_up:
+            draft_ns, _ = self._draft.estimate(min(sequences, MAX_SEQUENCES), np.array([1]))
         left = self._exploration.budget_ns(float(verify_ns[0]) + self._overhead_ns[0])
         left -= float(draft_ns[0] + verify_ns[1] - verify_ns[0])
         if left > 0:
