@@ -50,6 +50,7 @@ class TraceFile:
         names: dict[int, str] = {}
         threads: dict[tuple[int, int], str] = {}
         self.slices: dict[Track, list[dict[str, Any]]] = defaultdict(list)
+        self.counters: dict[Track, list[dict[str, Any]]] = defaultdict(list)
         arrows: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
         for event in self.document["traceEvents"]:
             if event["ph"] == "M" and event["name"] == "process_name":
@@ -58,6 +59,9 @@ class TraceFile:
                 threads[event["pid"], event["tid"]] = event["args"]["name"]
         for event in self.document["traceEvents"]:
             if event["ph"] == "M":
+                continue
+            if event["ph"] == "C":
+                self.counters[names[event["pid"]], event["name"]].append(event["args"])
                 continue
             track = names[event["pid"]], threads[event["pid"], event["tid"]]
             if event["ph"] == "X":
@@ -130,6 +134,13 @@ def test_a_server_of_each_topology_is_traced(
             batches[stage] += len(slices)
             assert all(item["args"]["rows"] >= 1 for item in slices)
     assert batches == {stage: total["batches"] for stage, total in info["batch_totals"].items()}
+    decided = [
+        entry
+        for place, found in trace.counters.items()
+        for entry in found
+        if place[0] in row.scheduler_names and place[1] == "draft length"
+    ]
+    assert len(decided) >= sum(info["speculation"]["lengths"].values()) > 0
     assert trace.document["otherData"]["records that were overwritten"] == {}
 
 
