@@ -7,13 +7,12 @@ goes through the origin below the mean length, and is half as steep above it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pdv_mp.speculation.draft_length.step_costs import BATCHES_PER_OCTAVE
+from pdv_mp.speculation.draft_length.step_costs import BATCHES_PER_OCTAVE, batch_bucket
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,7 +73,7 @@ class DraftCosts:
     def add(self, sequences: int, steps: int, fed: int, nanoseconds: int) -> None:
         """``steps`` drafts for each of ``sequences``, the first of which also fed ``fed`` tokens
         that earlier cycles had left out."""
-        key = _key(sequences)
+        key = batch_bucket(sequences)
         line = self._lines.get(key)
         if fed <= sequences:
             if line is None:
@@ -102,7 +101,7 @@ class DraftCosts:
     def estimate(self, sequences: int, steps: npt.NDArray[np.int64]) -> tuple[Floats, bool]:
         """The times in ns of drafting ``steps`` [N] >= 1 tokens, and whether the batch size was
         measured. If not, times of another size that this one can hardly undercut."""
-        key = _key(sequences)
+        key = batch_bucket(sequences)
         line = self._lines.get(key)
         if line is not None and line.weight >= KNOWN:
             return line.at(steps), True
@@ -116,9 +115,5 @@ class DraftCosts:
     def _nearest(self, sequences: int) -> _Line | None:
         if not self._lines:
             return None
-        key = _key(sequences)
+        key = batch_bucket(sequences)
         return self._lines[min(self._lines, key=lambda found: abs(found - key))]
-
-
-def _key(sequences: int) -> int:
-    return round(BATCHES_PER_OCTAVE * math.log2(sequences))

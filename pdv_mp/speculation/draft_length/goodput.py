@@ -29,7 +29,7 @@ from pdv_mp.speculation.draft_length.acceptance_estimate import AcceptanceEstima
 from pdv_mp.speculation.draft_length.controller import Column, CycleTimes, Decisions, DecodeBatch
 from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
 from pdv_mp.speculation.draft_length.exploration import MAX_SEQUENCES, Exploration
-from pdv_mp.speculation.draft_length.step_costs import StepCosts
+from pdv_mp.speculation.draft_length.step_costs import StepCosts, batch_bucket
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,7 +73,7 @@ class Goodput:
         self._length = min(FIRST_LENGTH, max_length)
         self._since_change = 0
         self._since_decision = 0
-        self._batch_size = 0
+        self._bucket = -1
         self._is_trying = False
         self._missed = 0.0
         self._passed = 0
@@ -133,10 +133,11 @@ class Goodput:
             self._estimate.drafts(batch.slots, batch.kinds)
         self._since_change += 1
         self._since_decision += 1
-        is_settled = len(batch.slots) == self._batch_size and not self._is_trying
+        bucket = batch_bucket(len(batch.slots))
+        is_settled = bucket == self._bucket and not self._is_trying
         allowed = self._worthwhile(batch.slots, limits) if self._looks_up else limits
         if allowed.any() and (not is_settled or self._since_decision >= SETTLED_INTERVAL):
-            self._batch_size = len(batch.slots)
+            self._bucket = bucket
             self._decide(batch, allowed)
             self._since_decision = 0
         lengths: Column = np.minimum(allowed, self._length)

@@ -39,6 +39,8 @@ MAX_SURPRISE = 0.4
 ELASTICITY = 0.5
 """Within a cell a step of twice the rows is taken to cost 2 ** ELASTICITY times as much."""
 BOUND_SLACK = 0.95
+GATHER_INTERVAL = 8
+"""Steps after which what bounds rest on is brought up to date."""
 NOISE_RATE = 0.05
 FIRST_NOISE = 0.03
 MIN_NOISE = 0.01
@@ -65,6 +67,8 @@ class StepCosts:
         self._drift = 0.0
         self._steps = 0
         self._noise = FIRST_NOISE
+        self._gathered: Floats = np.zeros((3, 0))
+        self._gathered_at = 0
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -127,21 +131,31 @@ class StepCosts:
         return DOUBT * max(MIN_NOISE, self._noise) / math.sqrt(cell.steps * 0.5**age)
 
     def _bounds(self, rows: Floats, context: int) -> Floats:
-        if not self._cells:
+        if self._steps >= self._gathered_at + GATHER_INTERVAL or not self._gathered.size:
+            self._gather()
+        logs, its_rows, contexts = self._gathered
+        if not len(logs):
             return np.zeros(len(rows))
-        cells = [cell for cell in self._cells.values() if cell.steps >= KNOWN]
-        if not cells:
-            return np.zeros(len(rows))
-        times = np.exp([cell.log_ns + self._drift for cell in cells])
-        smaller = np.minimum(1.0, rows[:, None] / np.array([cell.rows for cell in cells]))
-        contexts = np.array([max(1.0, cell.context) for cell in cells])
+        smaller = np.minimum(1.0, rows[:, None] / its_rows)
         smaller = np.minimum(smaller, max(1, context) / contexts)
-        bounds: Floats = BOUND_SLACK * (smaller * times).max(axis=1)
+        bounds: Floats = BOUND_SLACK * (smaller * np.exp(logs + self._drift)).max(axis=1)
         return bounds
+
+    def _gather(self) -> None:
+        """Make columns of the measured cells: logarithms of times, rows, contexts."""
+        cells = [cell for cell in self._cells.values() if cell.steps >= KNOWN]
+        found = [(cell.log_ns, cell.rows, max(1.0, cell.context)) for cell in cells]
+        self._gathered = np.array(found, float).reshape(-1, 3).T
+        self._gathered_at = self._steps
+
+
+def batch_bucket(sequences: int) -> int:
+    """Batch sizes that are taken for one: a quarter of an octave."""
+    return round(BATCHES_PER_OCTAVE * math.log2(sequences))
 
 
 def _key(sequences: int, rows: float, context: int) -> tuple[int, int, int]:
-    batch = round(BATCHES_PER_OCTAVE * math.log2(sequences))
+    batch = batch_bucket(sequences)
     width = round(WIDTHS_PER_ROW * rows / sequences)
     mean = context / sequences
     return batch, width, max(0, math.ceil(math.log2(max(1.0, mean) / SHORT_CONTEXT)))
