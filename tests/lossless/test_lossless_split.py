@@ -43,18 +43,6 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("prefill", "draft"),
         {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
     ),
-    "auto, two groups": (
-        ("prefill", "draft"),
-        {"num_speculative_tokens": "auto", "max_speculative_tokens": 5, "groups": 2},
-    ),
-    "random lengths, draft-ahead, two groups": (
-        ("prefill", "draft"),
-        {"num_speculative_tokens": 4, "draft_ahead": True, "groups": 2},
-    ),
-    "random lengths, tight memory": (
-        ("prefill", "draft"),
-        {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
-    ),
     "pd, copy": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "copy"}),
     "pd, handle": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "handle"}),
     "pdv, copy": (("prefill", "draft"), {"num_speculative_tokens": 4, "kv_handoff": "copy"}),
@@ -89,6 +77,18 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "kv_cache_memory": 2 * 200 * 384,
             "block_size": 4,
         },
+    ),
+    "auto, two groups": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": "auto", "max_speculative_tokens": 5, "groups": 2},
+    ),
+    "random lengths, draft-ahead, two groups": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 4, "draft_ahead": True, "groups": 2},
+    ),
+    "random lengths, tight memory": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
     ),
 }
 
