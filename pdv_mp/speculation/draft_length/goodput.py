@@ -36,10 +36,15 @@ Floats = npt.NDArray[np.float64]
 FIRST_LENGTH = 2
 """Before anything is known."""
 GAIN = 0.03
+"""Predicted share of tokens per second that a change must be worth."""
 DWELL = 8
+"""Cycles that a length stays."""
 PATIENCE = 0.3
+"""Cycles that smaller gains must have added up to."""
 SILENT_INTERVAL = 8
+"""Cycles between two decisions while nothing is drafted."""
 WORTH_SHARE = 0.7
+"""Share of what a row seems to cost that a looked-up draft must be worth."""
 MAX_TRIAL = 6
 """Cycles after which a trial ends, whatever has been measured."""
 SETTLED_INTERVAL = 4
@@ -48,6 +53,7 @@ CATCH_UP_HORIZON = 64
 """Cycles over which the price of bringing the draft's cache up to date is spread."""
 OVERHEAD_RATE = 0.1
 MAX_RATIO = 2.0
+"""An overhead of more than this times the usual one counts as that much."""
 
 
 class Goodput:
@@ -101,15 +107,10 @@ class Goodput:
             self._draft.add(times.drafting, times.steps, times.fed, times.draft_ns)
         if times.overhead_ns is not None:
             which = int(times.drafting > 0)
-            so_far = self._overhead_ns[which]
-            found = (
-                min(float(times.overhead_ns), MAX_RATIO * so_far)
-                if so_far
-                else float(times.overhead_ns)
-            )
-            self._overhead_ns[which] = (
-                so_far + OVERHEAD_RATE * (found - so_far) if so_far else found
-            )
+            so_far, found = self._overhead_ns[which], float(times.overhead_ns)
+            rate = OVERHEAD_RATE if so_far else 1.0
+            found = min(found, MAX_RATIO * so_far) if so_far else found
+            self._overhead_ns[which] += rate * (found - so_far)
 
     # ------------------------------------------------------------------ decisions
 
