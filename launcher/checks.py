@@ -23,6 +23,7 @@ from pdv_mp.config import ConfigError, EngineConfig, ModelOptions, ServerOptions
 from pdv_mp.model.implementation import read_model
 from pdv_mp.model.loading import check_pair, resolve_model
 from pdv_mp.model.shape import ModelShape
+from pdv_mp.speculative_config import folded
 from pdv_mp.token_file import read_token, token_path
 from pdv_mp.topology import Topology, check_kv_handoff, topology_of
 
@@ -38,6 +39,7 @@ def prepare(config: EngineConfig) -> EngineConfig:
     The result names models by absolute folders, and has ``max_model_len``, ``served_model_name``
     and ``table`` set. Raises ConfigError or ModelError, one sentence each.
     """
+    config = folded(config)
     row = topology_of(config)
     check_kv_handoff(config, row)
     server = _checked_server(config.server)

@@ -33,6 +33,7 @@ from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
 from pdv_mp.process import CONFIG_FILE, READY_FILE
+from pdv_mp.speculative_config import ngram_of
 from pdv_mp.topology import FRONT, topology, topology_of
 
 
@@ -109,7 +110,13 @@ def _checked_launch(
         check_trace_path(Path(config.server.trace))
     from launcher.checks import prepare
 
+    asked = topology_of(config)
     config = prepare(config)
+    if ngram_of(config.speculation) is not None and "draft" in asked.lanes(0):
+        say(
+            f"topology {asked.name!r} is served without its draft process: n-gram drafts are "
+            "looked up by the process that verifies"
+        )
     server = config.server
     if server.token_file is None and not is_loopback(server.host):
         say(f"warning: --insecure: whoever can reach {server.host} may use this server")

@@ -48,6 +48,23 @@ class Number(click.FloatRange):
     name = "number"
 
 
+class NumberOrWord(Integer):
+    """A whole number, or one of some words."""
+
+    def __init__(self, info: OptionInfo) -> None:
+        super().__init__(_whole(info.minimum), _whole(info.maximum))
+        self._words = info.words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the word as it is."""
+        text = str(value).strip().lower()
+        if text in self._words:
+            return text
+        if not re.fullmatch(r"[+-]?\d+", text):
+            self.fail(f"{value!r} is neither a number nor {' or '.join(self._words)}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A number of bytes, with an optional suffix K, M, G or T (powers of 1024)."""
 
@@ -137,7 +154,7 @@ def settings() -> tuple[Setting, ...]:
         for field in dataclasses.fields(group):
             info = option_info(field)
             kinds = set(get_args(hints[field.name]) or (hints[field.name],)) - {type(None)}
-            (kind,) = kinds
+            (kind,) = kinds - {str} if info.words else kinds
             found.append(
                 Setting(
                     group_name,
@@ -154,6 +171,8 @@ def settings() -> tuple[Setting, ...]:
 def _click_type(kind: type[Any], info: OptionInfo) -> Any:
     if info.metavar == "BYTES":
         return SizeType(info)
+    if info.words:
+        return NumberOrWord(info)
     if info.choices:
         return click.Choice(info.choices)
     if kind is bool:
@@ -278,6 +297,13 @@ def _without_effect(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
             f"--enable-prefix-caching has no effect with --kv-handoff {values['kv_handoff']}: the "
             "prefill worker cannot reach the KV that would be kept"
         )
+    length = values["num_speculative_tokens"]
+    for name in ("draft_controller", "max_speculative_tokens"):
+        if sources[name] != "default" and length != "auto":
+            yield (
+                f"{flag_name(name)} has no effect with --num-speculative-tokens {length}, which "
+                "fixes the draft length"
+            )
 
 
 def _unknown_environment(environment: Mapping[str, str]) -> Iterator[str]:

@@ -3,7 +3,8 @@ Event Format that ui.perfetto.dev and chrome://tracing read.
 
 Each process is a process there, under one name for all its generations. Its stages are threads with
 their batches as slices; each edge is a thread with the encoding of its messages in the sender and
-their decoding in the receiver, joined by an arrow. A message is known to its receiver, so one that
+their decoding in the receiver, joined by an arrow. How many tokens are drafted is a counter of the
+process that decides it. A message is known to its receiver, so one that
 never arrived is not there. Times are microseconds of the monotonic clock.
 """
 
@@ -19,7 +20,15 @@ from typing import IO, Any
 
 from pdv_mp.config import ConfigError
 from pdv_mp.topology_rows import FRONT, STAGES, Topology
-from pdv_mp.workers.trace import BATCH, BATCH_STAGES, EDGES, TracePart, read_parts
+from pdv_mp.workers.trace import (
+    BATCH,
+    BATCH_STAGES,
+    DECISION,
+    EDGES,
+    PARTS_PER_UNIT,
+    TracePart,
+    read_parts,
+)
 
 TOKENIZER = "tokenizer"
 """What the processes that tokenize are called, with a number, and their end of an edge."""
@@ -38,6 +47,15 @@ class _Slice:
     arguments: dict[str, int] = field(default_factory=dict)
     flow: int = 0
     phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """How many tokens are drafted from a moment on, and how likely one is held to be kept."""
+
+    now_ns: int
+    length: int
+    acceptance: float
 
 
 def check_trace_path(path: Path) -> None:
@@ -70,7 +88,7 @@ def _write(file: IO[str], parts: list[TracePart], row: Topology) -> None:
     facts = {"topology": row.name, "records that were overwritten": lost}
     file.write(f'{{"displayTimeUnit": "ns", "otherData": {json.dumps(facts)}, "traceEvents": [\n')
     before = ""
-    for event in _events(_tracks(parts, row), row):
+    for event in _events(_tracks(parts, row), _decisions(parts), row):
         file.write(before + json.dumps(event, separators=(",", ":")))
         before = ",\n"
     file.write("\n]}\n")
@@ -81,6 +99,8 @@ def _tracks(parts: list[TracePart], row: Topology) -> dict[Track, list[_Slice]]:
     flow = 0
     for part in parts:
         for kind, *record in part.records.tolist():
+            if kind == DECISION:
+                continue
             if kind == BATCH:
                 track, batch = _batch(part.process, record, row)
                 tracks.setdefault(track, []).append(batch)
@@ -91,6 +111,17 @@ def _tracks(parts: list[TracePart], row: Topology) -> dict[Track, list[_Slice]]:
     for slices in tracks.values():
         _separate(slices)
     return tracks
+
+
+def _decisions(parts: list[TracePart]) -> dict[str, list[_Decision]]:
+    """By process, in the order of time."""
+    found: dict[str, list[_Decision]] = {}
+    for part in parts:
+        for kind, _, _, length, _, acceptance, now, *_ in part.records.tolist():
+            if kind == DECISION:
+                decision = _Decision(now, length, acceptance / PARTS_PER_UNIT)
+                found.setdefault(part.process, []).append(decision)
+    return found
 
 
 def _batch(process: str, record: list[Any], row: Topology) -> tuple[Track, _Slice]:
@@ -148,8 +179,11 @@ def _separate(slices: list[_Slice]) -> None:
         end = item.end_ns = max(item.end_ns, item.start_ns)
 
 
-def _events(tracks: dict[Track, list[_Slice]], row: Topology) -> Iterator[dict[str, Any]]:
-    names = dict.fromkeys((*row.process_names, *(process for process, _ in tracks)))
+def _events(
+    tracks: dict[Track, list[_Slice]], decisions: dict[str, list[_Decision]], row: Topology
+) -> Iterator[dict[str, Any]]:
+    known = (*(process for process, _ in tracks), *decisions)
+    names = dict.fromkeys((*row.process_names, *known))
     order = {name: number for number, name in enumerate(names, 1)}
     threads = sorted(tracks, key=lambda track: (order[track[0]], ">" in track[1], track[1]))
     for name in dict.fromkeys(process for process, _ in threads):
@@ -169,6 +203,13 @@ def _events(tracks: dict[Track, list[_Slice]], row: Topology) -> Iterator[dict[s
                 edge = item.name.partition(" ")[2]
                 arrow = {"ph": item.phase, "name": edge, "cat": "handoff", "id": item.flow}
                 yield {**arrow, **place, "ts": start, **binding}
+
+    for process, made in decisions.items():
+        for decision in made:
+            counter = {"ph": "C", "pid": order[process], "ts": decision.now_ns / 1000}
+            yield {**counter, "name": "draft length", "args": {"tokens": decision.length}}
+            expected = {"probability": decision.acceptance}
+            yield {**counter, "name": "expected acceptance", "args": expected}
 
 
 def _metadata(name: str, pid: int, tid: int, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class OptionInfo:
-    """What is known of one option besides its name, type and default."""
+    """What is known of one option besides its name, type and default.
+
+    ``words``: texts that a number's place may be taken by.
+    """
 
     help: str
     choices: tuple[str, ...] = ()
@@ -32,6 +35,7 @@ class OptionInfo:
     maximum: float | None = None
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 def option(
@@ -43,9 +47,10 @@ def option(
     maximum: float | None = None,
     metavar: str | None = None,
     aliases: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that carries its own documentation and limits."""
-    info = OptionInfo(help, choices, minimum, maximum, metavar, aliases)
+    info = OptionInfo(help, choices, minimum, maximum, metavar, aliases, words)
     return dataclasses.field(default=default, metadata={"option": info})
 
 
@@ -71,8 +76,13 @@ class _Checked:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             info = option_info(field)
             value = getattr(self, field.name)
-            if value is None:
+            if value is None or value in info.words:
                 continue
+            if info.words and not isinstance(value, int):
+                raise ConfigError(
+                    f"{flag_name(field.name)} {value!r} is neither a number nor "
+                    f"{' or '.join(info.words)}"
+                )
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{flag_name(field.name)} {value!r} must be a finite number")
             if info.choices and value not in info.choices:
@@ -237,14 +247,37 @@ class SchedulingOptions(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculationOptions(_Checked):
-    """How far the draft model runs ahead, and what is kept of it."""
+    """How far the draft runs ahead, and what is kept of it."""
 
-    num_speculative_tokens: int = option(
-        4,
-        help="draft tokens per cycle; 0 decodes with the verifier alone",
+    num_speculative_tokens: int | str = option(
+        "auto",
+        help="draft tokens per cycle; auto lets --draft-controller choose for each cycle; 0 "
+        "decodes with the verifier alone",
         minimum=0,
         maximum=64,
+        metavar="N|auto",
         aliases=("--spec-tokens", "--draft-max"),
+        words=("auto",),
+    )
+    max_speculative_tokens: int = option(
+        8, help="most draft tokens per cycle that auto chooses", minimum=1, maximum=64
+    )
+    draft_controller: str = option(
+        "goodput",
+        help="what chooses the draft length where it is auto; goodput: the one that yields most "
+        "tokens per second, 0 included, by measured costs and acceptance; feedback: one longer or "
+        "shorter by thresholds of acceptance, queue and latency, between 2 and 8; fixed: always 4, "
+        "or --max-speculative-tokens if that is less",
+        choices=("goodput", "feedback", "fixed"),
+    )
+    speculative_config: str | None = option(
+        None,
+        help='how drafts are made, as JSON; {"method": "ngram"} proposes what followed the last '
+        "time that the text went as it goes now, without a second model (prompt_lookup_max, 4, "
+        "and prompt_lookup_min, 1: tokens that must be the same); "
+        '{"method": "draft_model", "model": PATH} is --draft-model; num_speculative_tokens is '
+        "the option of that name",
+        metavar="JSON",
     )
     acceptance: str = option(
         "gumbel",

@@ -56,9 +56,11 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
 
 def tiny_arguments(pair: TinyPair, *more: str) -> list[str]:
-    """Options of ``pdv-launch`` that serve the tiny pair."""
+    """Options of ``pdv-launch`` that serve the tiny pair; it drafts as far as ever, whatever that
+    costs here, unless ``more`` says otherwise."""
     models = ["--model", str(pair.verifier), "--draft-model", str(pair.draft)]
-    return [*models, "--device", "cpu", "--threads", "1", "--kv-cache-memory", "16M", *more]
+    fixed = ["--num-speculative-tokens", "4"]
+    return [*models, *fixed, "--device", "cpu", "--threads", "1", "--kv-cache-memory", "16M", *more]
 
 
 @pytest.fixture

@@ -142,8 +142,10 @@ class WatchedWorker(Worker):
 
 
 def engine_config(folder: Path, draft: Path | None, **options: object) -> EngineConfig:
-    """An engine on models in local folders, with invariants checked after every cycle."""
-    settings = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 21, **options}
+    """An engine on models in local folders, with invariants checked after every cycle. It drafts
+    as far as ever, whatever that costs here, unless the options say otherwise."""
+    usual = {"device": "cpu", "check_invariants": True, "kv_cache_memory": 1 << 21}
+    settings = {**usual, "num_speculative_tokens": 4, **options}
     return EngineConfig.from_options(
         model=str(folder), draft_model=str(draft) if draft else "none", **settings
     )

@@ -239,6 +239,7 @@ def check_lossless(
     results: Sequence[Result],
     plain: Sequence[Result],
     report_line: Callable[[str], None],
+    least_acceptance: float = 0.1,
 ) -> None:
     """Every token is the verifier's own; the outputs equal plain decoding's and, where greedy,
     transformers' ``generate``, but for a share that parts ways at a near-tie."""
@@ -258,7 +259,7 @@ def check_lossless(
         assert len(differences) <= (1 - EQUAL_SHARE) * count
     drafted = sum(result.drafted for result in results)
     accepted = sum(result.accepted for result in results)
-    assert 0.1 < accepted / drafted < 0.95, "the pair must accept some drafts and reject others"
+    assert least_acceptance < accepted / drafted < 0.95, "some drafts are kept, and some are not"
     finishes = {result.finish for result in results}
     assert finishes <= {Finish.STOP, Finish.LENGTH}
     assert len(requests) < 300 or len(finishes) == 2, "some must stop, others reach their length"

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -44,7 +44,8 @@ class LLM:
     """Starts a server for a verifier and its draft, and ends it with this object.
 
     ``model`` and ``draft_model`` are folders or hub ids; without any, the shipped pair is served.
-    ``options`` are those of ``pdv-launch``, by name (``max_num_seqs=8``). The processes are
+    ``options`` are those of ``pdv-launch``, by name (``max_num_seqs=8``); one that is JSON may be
+    given as a map (``speculative_config={"method": "ngram"}``). The processes are
     children of a launcher that ends when this process does, however that happens. An LLM may be
     used from several threads, and as a context manager.
 
@@ -289,6 +290,8 @@ def _flags(options: dict[str, Any]) -> list[str]:
             flags.append(f"--{flag}")
         elif value is False:
             flags.append(f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            flags.append(f"--{flag}={json.dumps(dict(value))}")
         elif value is not None:
             flags.append(f"--{flag}={os.fspath(value) if hasattr(value, '__fspath__') else value}")
     return flags

@@ -18,12 +18,19 @@ class KVManager:
     """
 
     def __init__(
-        self, table: SequenceTable, pools: Pools, counters: Counters, prefix_caching: bool
+        self,
+        table: SequenceTable,
+        pools: Pools,
+        counters: Counters,
+        prefix_caching: bool,
+        with_drafts: bool = True,
     ) -> None:
+        """``with_drafts``: sequences that speculate have rows in the cache of a draft model."""
         self._table = table
         self._pools = pools
         self._counters = counters
         self._prefix_caching = prefix_caching
+        self._with_drafts = with_drafts
         self._computing: dict[bytes, Sequence] = {}
         self._lingering: list[tuple[int, list[bytes], bool]] = []
 
@@ -34,7 +41,7 @@ class KVManager:
         and while another sequence computes a block that this one can take over soon.
         """
         digests = self._readable(sequence)
-        with_draft = sequence.params.speculate
+        with_draft = self._has_draft(sequence)
         if digests:
             known = self._pools.known(digests, with_draft)
             if known < len(digests) and self._computes(digests[known], with_draft):
@@ -64,7 +71,7 @@ class KVManager:
         """Let others use the blocks that a sequence has computed."""
         if self._prefix_caching:
             digests = self._written(sequence)
-            self._pools.publish(sequence.slot, digests, sequence.params.speculate)
+            self._pools.publish(sequence.slot, digests, self._has_draft(sequence))
             self._computed(sequence, digests)
 
     def vacate(self, sequence: Sequence) -> None:
@@ -78,9 +85,9 @@ class KVManager:
             self._computed(sequence, sequence.digests)
         sequence.slot = -1
         if self._table.ahead[slot]:
-            self._lingering.append((slot, list(digests), sequence.params.speculate))
+            self._lingering.append((slot, list(digests), self._has_draft(sequence)))
         else:
-            self._free(slot, digests, sequence.params.speculate)
+            self._free(slot, digests, self._has_draft(sequence))
 
     @property
     def num_lingering(self) -> int:
@@ -103,6 +110,9 @@ class KVManager:
             self._pools.release(slot)
         self._table.clear(slot)
 
+    def _has_draft(self, sequence: Sequence) -> bool:
+        return self._with_drafts and sequence.params.speculate
+
     def _readable(self, sequence: Sequence) -> list[bytes]:
         """Names of the blocks that a sequence may take over: one token must be left to compute."""
         if not self._prefix_caching:
@@ -117,7 +127,7 @@ class KVManager:
         """Names of the blocks whose rows are written and committed."""
         table, slot = self._table, sequence.slot
         rows = min(table.target_len[slot], table.committed[slot])
-        if sequence.params.speculate:
+        if self._has_draft(sequence):
             rows = min(rows, table.draft_len[slot])
         digests = extend_digests(
             sequence.digests, table.tokens[slot, : int(rows)], self._pools.block_size
@@ -126,7 +136,7 @@ class KVManager:
 
     def _computes(self, digest: bytes, with_draft: bool) -> bool:
         owner = self._computing.get(digest)
-        return owner is not None and (owner.params.speculate or not with_draft)
+        return owner is not None and (self._has_draft(owner) or not with_draft)
 
     def _computed(self, sequence: Sequence, digests: list[bytes]) -> None:
         for digest in digests:

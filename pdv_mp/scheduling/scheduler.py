@@ -17,7 +17,7 @@ from enum import Enum
 
 import numpy as np
 
-from pdv_mp.config import SchedulingOptions, SpeculationOptions
+from pdv_mp.config import SchedulingOptions
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.emissions import Emissions, logprob_columns
@@ -32,6 +32,8 @@ from pdv_mp.scheduling.sequences import (
     Slots,
     enter_all,
 )
+from pdv_mp.speculation.draft_length.controller import Column, DecodeBatch, DraftLengthController
+from pdv_mp.speculation.ngram import NGramIndex
 from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, TokenLogprobs, Verdict
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, Open, PromptLogprobs, Tokens
@@ -45,6 +47,9 @@ _DRAFT_INBOX = state_index("draft.inbox")
 _VERIFY_INBOX = state_index("verify.inbox")
 _PREEMPTED = state_index("verify.preempted")
 _RESTART = state_index("prefill.restart")
+
+USUALLY_FED = 2
+"""Tokens that the draft's cache lacks after a cycle whose drafts were all kept."""
 
 DEATHS_BEFORE_ALONE = 2
 """Deaths of a lane that had a request in its batch, after which the request is treated apart."""
@@ -76,25 +81,27 @@ class Scheduler:
         table: SequenceTable,
         pools: Pools,
         scheduling: SchedulingOptions,
-        speculation: SpeculationOptions,
+        controller: DraftLengthController,
         counters: Counters,
-        can_draft: bool,
         prefix_caching: bool,
         prefill_backlog: int,
         lanes: Collection[str] = (),
         groups: int = 1,
+        ngrams: NGramIndex | None = None,
     ) -> None:
-        """``prefill_backlog``: admit while fewer prompt tokens than this are to be computed.
+        """``controller`` decides how many tokens are drafted in each cycle.
 
+        ``prefill_backlog``: admit while fewer prompt tokens than this are to be computed.
         ``lanes``: stages in other processes. Work for one is in its inbox when its message has
         arrived there, not when it is ordered. ``groups``: into so many the batch is divided, each
-        with cycles of its own.
+        with cycles of its own. ``ngrams``: drafts are looked up here, and no stage makes them.
         """
         self._table = table
         self._pools = pools
-        self._kv = KVManager(table, pools, counters, prefix_caching)
+        self._kv = KVManager(table, pools, counters, prefix_caching, with_drafts=ngrams is None)
+        self._ngrams = ngrams
         self._scheduling = scheduling
-        self._draft_length = speculation.num_speculative_tokens if can_draft else 0
+        self._controller = controller
         self._prefill_backlog = prefill_backlog
         self._prefill_is_here = "prefill" not in lanes
         self._draft_is_here = "draft" not in lanes
@@ -181,7 +188,7 @@ class Scheduler:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
-            speculate=message.speculate and self._draft_length > 0,
+            speculate=message.speculate and self._controller.max_length > 0,
         )
         timeline = Timeline.unpack(message.timeline)
         timeline.enter(_WIRE, message.stamps.sent_ns)
@@ -281,10 +288,13 @@ class Scheduler:
             if self._prefilling and any(map(self._is_suspect, (sequence, *self._prompts()))):
                 break  # a suspect is prefilled alone
             spare = len(self._running) + len(self._ready)
-            if not self._kv.admit(sequence, 1 + self._draft_length, spare):
+            if not self._kv.admit(sequence, 1 + self._controller.max_length, spare):
                 break
             self._waiting.popleft()
             slot = sequence.slot
+            self._controller.forget(slot)
+            if self._ngrams is not None:
+                self._ngrams.forget(slot)
             if sequence.admissions == 1:
                 sequence.queued_ns = now - sequence.submitted_ns
                 self._table.queued_ns[slot] = sequence.queued_ns
@@ -313,7 +323,8 @@ class Scheduler:
         """Note what the prefill stage has computed, and take the sequences over whose prompts are
         complete, each with its next token."""
         table = self._table
-        drafted = np.where(table.speculates[result.computed], result.lengths, 0)
+        fills_draft = table.speculates[result.computed] & (self._ngrams is None)
+        drafted = np.where(fills_draft, result.lengths, 0)
         table.target_len[result.computed] += result.lengths
         table.draft_len[result.computed] += drafted
         self._counters.prefill_forwards += 1
@@ -410,15 +421,18 @@ class Scheduler:
         table = self._table
         slots = np.array(sorted(self._members(group)), np.int64)
         base = table.committed[slots]
-        room = table.max_len[slots] - base - 1
-        draft_length = 0 if drafting is Drafting.NONE else self._draft_length
-        lengths = np.where(table.speculates[slots], np.minimum(draft_length, room), 0)
+        lengths, looked_up = self._draft_lengths(slots, base, drafting)
         if np.any(base + lengths > table.room[slots]):
             granted = self._make_room(slots, base + lengths, now)
             slots, base, lengths = slots[granted], base[granted], lengths[granted]
+            looked_up = looked_up[granted]
             if len(slots) == 0:
                 return Cycle(None, None)
         table.in_flight[slots] = True
+        if self._ngrams is not None:
+            enter_all(self.sequences(slots), _VERIFY_INBOX, now)
+            ids = np.where(np.arange(int(lengths.max())) < lengths[:, None], looked_up, -1)
+            return Cycle(None, Proposal(slots, base, lengths, ids))
         drafts = lengths > 0
         order = plain = None
         if drafts.any():
@@ -435,6 +449,29 @@ class Scheduler:
             plain = Proposal(rest, base[~drafts], lengths[~drafts], none)
             enter_all(self.sequences(rest), _VERIFY_INBOX, now)
         return Cycle(order, plain)
+
+    def _draft_lengths(
+        self, slots: Slots, base: Column, drafting: Drafting
+    ) -> tuple[Column, Column]:
+        """How many tokens are drafted for each of the slots that are about to start a cycle, [B],
+        and these tokens where they are looked up, [B, K]."""
+        table, controller, ngrams = self._table, self._controller, self._ngrams
+        room = np.minimum(controller.max_length, table.max_len[slots] - base - 1)
+        limits: Column = np.where(table.speculates[slots], room, 0)
+        ids, kinds = np.zeros((len(slots), 0), np.int64), None
+        if drafting is Drafting.NONE and ngrams is None:
+            return np.zeros_like(limits), ids
+        if not limits.any() or controller.passes():
+            return np.zeros_like(limits), ids
+        gaps = np.maximum(0, base - table.draft_len[slots] - USUALLY_FED)
+        if ngrams is not None:
+            ids, matched = ngrams.propose(table.tokens, slots, base, int(limits.max()))
+            limits = np.where(matched > 0, limits, 0)
+            kinds = np.maximum(0, matched - ngrams.least)
+            gaps = np.zeros_like(gaps)
+        batch = DecodeBatch(slots, limits, base, gaps, len(self._ready), kinds)
+        lengths = controller.choose(batch)
+        return lengths, ids[:, : int(lengths.max())]
 
     def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
         """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that
@@ -496,16 +533,18 @@ class Scheduler:
         self._table.in_flight[proposal.slots] = False
         width = proposal.ids.shape[1]
         # The last draft token was never fed, so after a full acceptance the draft's cache lacks it.
-        drafted = np.flatnonzero(proposal.lengths)
-        kept = np.minimum(proposal.lengths - 1, verdict.accepted)
-        self._table.draft_len[proposal.slots[drafted]] = (proposal.base + kept)[drafted]
-        self._counters.draft_forwards += width
+        if self._ngrams is None:
+            drafted = np.flatnonzero(proposal.lengths)
+            kept = np.minimum(proposal.lengths - 1, verdict.accepted)
+            self._table.draft_len[proposal.slots[drafted]] = (proposal.base + kept)[drafted]
+            self._counters.draft_forwards += width
         emitted = np.full((len(proposal.slots), width + 1), -1, np.int64)
         emitted[:, :width] = proposal.ids
         emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
         self._counters.verify_cycles += int((proposal.lengths > 0).sum())
         self._counters.drafted_tokens += int(proposal.lengths.sum())
         self._counters.accepted_tokens += int(verdict.accepted.sum())
+        self._controller.judged(proposal.slots, proposal.lengths, verdict.accepted)
         self._commit(
             proposal.slots,
             emitted,
@@ -516,7 +555,7 @@ class Scheduler:
         )
         self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
         for sequence in self.sequences(proposal.slots):
-            if not sequence.params.speculate:
+            if not sequence.params.speculate or self._ngrams is not None:
                 sequence.timeline.enter(_VERIFY_INBOX, now)
             elif self._draft_is_here:
                 sequence.timeline.enter(_DRAFT_INBOX, now)

@@ -204,6 +204,12 @@ class Handoffs:
             self._edges[edge].inboxes.add(picked_ns - since)
             self._edges[edge].batches.add(started_ns - picked_ns)
 
+    def dropped(self, stage: str, group: int) -> None:
+        """What waited in the inbox of a stage of this process is not for it after all."""
+        waiting = self._waiting.pop((stage, group), None)
+        if waiting is not None:
+            self._edges[waiting[0]].local -= 1
+
     def ended(self, stage: str, picked_ns: int, ended_ns: int) -> None:
         """Its results are known."""
         self.busy(picked_ns, ended_ns)

@@ -25,7 +25,10 @@ CAPACITY = 65_536
 
 PART_PREFIX = "trace-"
 
-BATCH, MESSAGE = 1, 2
+BATCH, MESSAGE, DECISION = 1, 2, 3
+
+PARTS_PER_UNIT = 10_000
+"""In which a probability is recorded."""
 
 BATCH_STAGES = ("prefill", "draft", "verify", "text", "tokenizer")
 """Whose batches are recorded; ``text`` is the front's work on a message with tokens."""
@@ -55,7 +58,8 @@ RECORD = np.dtype(
     ]
 )
 """A batch: ``what`` its stage, sequences, rows, decoding; picked, started, ended, 0. A message:
-``what`` its edge, size, 0, 0; encode, sent, received, decoded (ns, monotonic)."""
+``what`` its edge, size, 0, 0; encode, sent, received, decoded (ns, monotonic). A decision
+on a draft length: that length, sequences, the acceptance that is expected; when, 0, 0, 0."""
 
 _RECORD = struct.Struct("<BBHiiiqqqq")
 _HEADER = struct.Struct("<8sQQ")
@@ -93,6 +97,11 @@ class Trace:
         """A message that has been decoded by its receiver."""
         times = (stamps.encode_ns, stamps.sent_ns, stamps.received_ns, stamps.decoded_ns)
         self._write(MESSAGE, _EDGE_NUMBER[edge], replica, stamps.size, 0, 0, *times)
+
+    def decision(self, now: int, length: int, sequences: int, acceptance: float) -> None:
+        """A cycle of so many sequences starts, with drafts of at most ``length`` tokens."""
+        expected = round(PARTS_PER_UNIT * acceptance)
+        self._write(DECISION, 0, 0, length, sequences, expected, now, 0, 0, 0)
 
     def _write(self, *fields: int) -> None:
         place = self._count % self._capacity

@@ -26,9 +26,13 @@ from pdv_mp.resources.resources import Resources
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
-from pdv_mp.scheduling.scheduler import Drafting, Scheduler
+from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
+from pdv_mp.speculation.draft_length.fixed import FixedLength
+from pdv_mp.speculation.draft_length.make import make_controller
+from pdv_mp.speculation.ngram import make_index
 from pdv_mp.speculation.rules import acceptance_rule
+from pdv_mp.speculative_config import DRAFT_MODEL, NGRAM
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.messages import DraftOrder, Proposal, without_drafts
 from pdv_mp.stages.prefill import PrefillStage
@@ -39,6 +43,7 @@ from pdv_mp.wire import stages as wire
 from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
 from pdv_mp.wire.frames import Stamps, WireError
 from pdv_mp.workers.batch_record import BatchRecords
+from pdv_mp.workers.cycle_clock import CycleClock
 from pdv_mp.workers.flight_record import FlightRecord
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.trace import Trace
@@ -70,10 +75,11 @@ class Group:
     """Requests whose cycles run in lockstep: drafted together, then verified together.
 
     ``owed``: the order whose proposal a draft lane owes. ``parts``: proposals of the cycle that are
-    here.
+    here. ``clock``: what its cycles take.
     """
 
     index: int
+    clock: CycleClock = field(default_factory=CycleClock)
     owed: DraftOrder | None = None
     parts: list[Proposal] = field(default_factory=list)
 
@@ -140,17 +146,27 @@ class Worker:
         self.verify = VerifyStage(self.table, target, rule, self.counters)
         self._scheduling = scheduling_of(config)
         chunk = self._scheduling.max_num_batched_tokens
+        num_groups = config.handoff.groups
+        self._ngrams = make_index(config.speculation, resources.num_slots)
+        can_draft = self.draft is not None or "draft" in self._lanes or self._ngrams is not None
+        overlap = num_groups if "draft" in self._lanes else 1
+        kinds = 0 if self._ngrams is None else self._ngrams.num_kinds
+        self.controller = (
+            make_controller(config.speculation, resources.num_slots, overlap, kinds)
+            if can_draft
+            else FixedLength(0, resources.num_slots)
+        )
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
             self._scheduling,
-            config.speculation,
+            self.controller,
             self.counters,
-            can_draft=self.draft is not None or "draft" in self._lanes,
             prefix_caching=resources.plan.prefix_caching,
             prefill_backlog=chunk if self.prefill is not None else PREFILL_AHEAD * chunk,
             lanes=self._lanes,
-            groups=config.handoff.groups,
+            groups=num_groups,
+            ngrams=self._ngrams,
         )
         own = {TARGET: target.cache}
         if self.draft is not None and draft is not None:
@@ -165,7 +181,7 @@ class Worker:
         )
         self._prefill_turn = True
         self._halting = False
-        self._groups = [Group(index) for index in range(config.handoff.groups)]
+        self._groups = [Group(index) for index in range(num_groups)]
 
     def trace_to(self, trace: Trace) -> None:
         """Trace batches and messages from now on."""
@@ -281,6 +297,9 @@ class Worker:
             self.counters.stale_proposals += len(message.proposal.slots)
             return
         group.owed = None
+        round_trip = message.stamps.decoded_ns - message.order.encode_ns - message.busy_ns
+        computed = message.batch.ended_ns - message.batch.picked_ns
+        group.clock.drafted(round_trip if len(self._groups) == 1 else computed)
         proposal = message.proposal
         self._arrivals.drafted(proposal.slots, message.lost)
         sequences = self.scheduler.sequences(proposal.slots)
@@ -368,6 +387,7 @@ class Worker:
         ``verifies``: what needs no drafts is verified at once, and not left to the next step."""
         drafting = self._who_drafts()
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
+        self._decided(cycle)
         # The group that starts goes behind the others, so that they start in turn.
         self._groups.remove(group)
         self._groups.append(group)
@@ -379,7 +399,9 @@ class Worker:
             self._run_draft(group)
         elif cycle.drafts is not None:
             group.owed = cycle.drafts
-            self.handoffs.follows("verify>draft", time.monotonic_ns())
+            now = time.monotonic_ns()
+            group.clock.begun(now, cycle.drafts)
+            self.handoffs.follows("verify>draft", now)
             rows = self._arrivals.with_order(cycle.drafts.slots)
             self._lanes["draft"](wire.DraftWork(order=cycle.drafts, rows=rows))
         elif cycle.plain is not None and verifies:
@@ -414,6 +436,7 @@ class Worker:
         started = self._begin("prefill", sequences, picked)
         result = self.prefill.run(batch)
         ended = self._end("prefill", sequences, picked, started, int(batch.lengths.sum()))
+        self._interrupt()
         self.scheduler.prefilled(result, ended)
         if len(result.slots):
             self.handoffs.handed("prefill>verify", time.monotonic_ns())
@@ -426,10 +449,13 @@ class Worker:
         order = self.draft.form()
         if order is None:
             return
+        group.clock.begun(picked, order)
         sequences = self.scheduler.sequences(order.slots)
         started = self._begin("draft", sequences, picked, group.index)
         proposal = self.draft.run(order)
-        self._end("draft", sequences, picked, started, int(order.lengths.sum()))
+        ended = self._end("draft", sequences, picked, started, int(order.lengths.sum()))
+        self._interrupt(group)
+        group.clock.drafted(ended - picked)
         group.parts.append(proposal)
         now = time.monotonic_ns()
         enter_all(sequences, _VERIFY_INBOX, now)
@@ -438,6 +464,9 @@ class Worker:
 
     def _run_verify(self, group: Group) -> bool:
         picked = time.monotonic_ns()
+        if not group.clock.has_begun:
+            self.handoffs.dropped("draft", group.index)
+            group.clock.begun(picked)
         for part in group.take():
             self.table.in_flight[part.slots] = False  # of those dropped as stale, too
             self.verify.put(part)
@@ -449,7 +478,9 @@ class Worker:
         verdict = self.verify.run(proposal)
         rows = int(proposal.lengths.sum()) + len(proposal.slots)
         discarded = int(proposal.lengths.sum() - verdict.accepted.sum())
-        self._end("verify", sequences, picked, started, rows, discarded)
+        ended = self._end("verify", sequences, picked, started, rows, discarded)
+        self._interrupt(group)
+        self.controller.timed(group.clock.verified(proposal, picked, ended))
         self.verify.commit(verdict)
         now = time.monotonic_ns()
         self.scheduler.verified(verdict, now)
@@ -463,7 +494,25 @@ class Worker:
             elif drafting is Drafting.HERE:
                 self.handoffs.handed("verify>draft", now)
                 self.handoffs.waits("verify>draft", now, group.index)
+        else:
+            group.clock.interrupted()
         return True
+
+    def _interrupt(self, group: Group | None = None) -> None:
+        """Something was computed that is no part of a cycle of the other groups."""
+        for other in self._groups:
+            if other is not group:
+                other.clock.interrupted()
+
+    def _decided(self, cycle: Cycle) -> None:
+        """Trace how many tokens are drafted in a cycle that starts."""
+        trace = self.batches.trace
+        if trace is None:
+            return
+        parts = [part for part in (cycle.drafts, cycle.plain) if part is not None]
+        drafts = max((int(part.lengths.max()) for part in parts), default=0)
+        sequences = sum(len(part.slots) for part in parts)
+        trace.decision(time.monotonic_ns(), drafts, sequences, self.controller.acceptance)
 
     # ------------------------------------------------------------------ stamps
 
@@ -515,6 +564,13 @@ class Worker:
 
     # ------------------------------------------------------------------ questions
 
+    @property
+    def _method(self) -> str:
+        """How drafts are made, by the names of ``--speculative-config``."""
+        if self._ngrams is not None:
+            return NGRAM
+        return DRAFT_MODEL if self.controller.max_length else "none"
+
     def info(self) -> dict[str, Any]:
         """Stages, pools, counters and the record of batches, for wire.engine.InfoReply."""
         scheduler = self.scheduler
@@ -543,6 +599,17 @@ class Worker:
             },
             "processes": dict(self.processes),
             "counters": {**self.counters.as_dict(), "open": scheduler.num_open},
+            "speculation": {
+                "method": self._method,
+                **self.controller.decisions.as_dict(),
+                "controllers": [
+                    {
+                        "name": self.controller.name,
+                        "length": self.controller.length,
+                        "acceptance": self.controller.acceptance,
+                    }
+                ],
+            },
             "batches": self.batches.latest(BATCHES_SHOWN),
             "batch_totals": self.batches.totals(),
             "handoffs": self.handoffs.as_dict(),

@@ -87,6 +87,15 @@ def test_what_is_no_prompt_is_named(llm: LLM, prompts: Any, message: str) -> Non
         llm.generate(prompts, FIXED)
 
 
+def test_an_option_that_is_json_may_be_a_map(tiny_pair: TinyPair) -> None:
+    config = {"method": "ngram", "num_speculative_tokens": 2}
+    with LLM(tiny_pair.verifier, speculative_config=config, **OPTIONS) as served:
+        with Client(served.ipc) as client:
+            assert client.info()["speculation"]["method"] == "ngram"
+        (completion,) = served.generate([[5, 6, 7, 5, 6]], FIXED)
+        assert len(completion.ids) == 6
+
+
 def test_text_that_is_not_unicode_is_refused(llm: LLM) -> None:
     with pytest.raises(ParameterError, match="not valid Unicode"):
         llm.generate(["x", "a\udce9"], FIXED)

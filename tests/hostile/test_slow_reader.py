@@ -14,6 +14,11 @@ CLIENTS = 4
 TOKENS = 64
 
 
+def longest_draft(attacked: Attacked) -> int:
+    found: int = attacked.info()["configuration"]["speculation"]["max_speculative_tokens"]
+    return found
+
+
 def check_not_held_up(window: Window, num_speculative_tokens: int) -> None:
     """No token waited for others in the front: none was merged, and no last message queued."""
     assert 1 <= window.most_ids <= num_speculative_tokens + 1
@@ -24,7 +29,7 @@ def check_not_held_up(window: Window, num_speculative_tokens: int) -> None:
 def test_nobody_else_notices_readers_that_do_not_keep_up(
     attacked: Attacked, report_line: Callable[[str], None]
 ) -> None:
-    length = attacked.info()["configuration"]["speculation"]["num_speculative_tokens"]
+    length = longest_draft(attacked)
     pairs = measure(attacked.server.ipc, PAIRS, CLIENTS, TOKENS)
     assert len(pairs) == PAIRS
     for without, with_ in pairs:
@@ -56,7 +61,7 @@ def test_what_a_stopped_reader_does_not_read_is_merged(attacked: Attacked) -> No
     while [item["type"] for item in received].count("done") < REQUESTS_OF_OTHERS:
         received.append(stopped.receive())
     most = max(len(item["ids"]) for item in received if item["type"] == "tokens")
-    assert most > attacked.info()["configuration"]["speculation"]["num_speculative_tokens"] + 1
+    assert most > longest_draft(attacked) + 1
 
 
 def test_the_interval_holds_the_ratio() -> None:

@@ -50,6 +50,7 @@ class TraceFile:
         names: dict[int, str] = {}
         threads: dict[tuple[int, int], str] = {}
         self.slices: dict[Track, list[dict[str, Any]]] = defaultdict(list)
+        self.counters: dict[Track, list[dict[str, Any]]] = defaultdict(list)
         arrows: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
         for event in self.document["traceEvents"]:
             if event["ph"] == "M" and event["name"] == "process_name":
@@ -58,6 +59,9 @@ class TraceFile:
                 threads[event["pid"], event["tid"]] = event["args"]["name"]
         for event in self.document["traceEvents"]:
             if event["ph"] == "M":
+                continue
+            if event["ph"] == "C":
+                self.counters[names[event["pid"]], event["name"]].append(event["args"])
                 continue
             track = names[event["pid"]], threads[event["pid"], event["tid"]]
             if event["ph"] == "X":
@@ -130,6 +134,13 @@ def test_a_server_of_each_topology_is_traced(
             batches[stage] += len(slices)
             assert all(item["args"]["rows"] >= 1 for item in slices)
     assert batches == {stage: total["batches"] for stage, total in info["batch_totals"].items()}
+    decided = [
+        entry
+        for place, found in trace.counters.items()
+        for entry in found
+        if place[0] in row.scheduler_names and place[1] == "draft length"
+    ]
+    assert len(decided) >= sum(info["speculation"]["lengths"].values()) > 0
     assert trace.document["otherData"]["records that were overwritten"] == {}
 
 
@@ -184,6 +195,22 @@ def test_messages_sent_in_one_go_share_no_time(tmp_path: Path) -> None:
         (0.02, 0.01),
         (0.03, 0.01),
     ]
+
+
+def test_draft_lengths_are_a_counter_of_the_process_that_decides_them(tmp_path: Path) -> None:
+    part = Trace(tmp_path / f"{PART_PREFIX}worker-0.0")
+    part.decision(2000, 4, 7, 0.6254)
+    part.decision(3000, 0, 7, 0.25)
+    part.close()
+    write_trace(tmp_path, ROWS["unified"], tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [(event["name"], event["ts"], event["args"]) for event in events] == [
+        ("draft length", 2.0, {"tokens": 4}),
+        ("expected acceptance", 2.0, {"probability": 0.6254}),
+        ("draft length", 3.0, {"tokens": 0}),
+        ("expected acceptance", 3.0, {"probability": 0.25}),
+    ]
+    assert {event["ph"] for event in events} == {"C"}
 
 
 def test_tokenizers_have_tracks_of_their_own(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_driver import Request, make_worker, run
+from random_lengths import use_random_lengths
 from scipy.stats import chi2
 from tiny_model import TinyPair
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -96,12 +97,19 @@ def g_test(observed: np.ndarray, expected: np.ndarray) -> float:
 
 
 def sampled_sequences(
-    pair: TinyPair, request: Request, samples: int = SAMPLES, k: int = 2, **options: object
+    pair: TinyPair,
+    request: Request,
+    samples: int = SAMPLES,
+    k: int = 2,
+    random_lengths: bool = False,
+    **options: object,
 ) -> tuple[np.ndarray, Counters]:
     """How often each sequence is sampled by so many seeds, and the engine's counters."""
     worker = make_worker(
         pair.verifier, pair.draft, num_speculative_tokens=k, max_model_len=16, **options
     )
+    if random_lengths:
+        use_random_lengths(worker, k, np.random.default_rng(1))
     requests = [replace(request, seed=seed) for seed in range(samples)]
     results = run(worker, requests, np.random.default_rng(0), arrivals_per_step=16)
     assert 0.1 < worker.counters.accepted_tokens / worker.counters.drafted_tokens < 0.95
@@ -120,6 +128,28 @@ def test_sampled_sequences_follow_the_exact_law(
     law = exact_law(four_tokens.verifier, request)
     assert law.sum() == pytest.approx(1, abs=1e-5)
     assert g_test(observed, SAMPLES * law) > 0.01
+
+
+@pytest.mark.parametrize("acceptance", ["gumbel", "rejection"])
+def test_ngram_drafts_follow_the_exact_law(acceptance: str, four_tokens: TinyPair) -> None:
+    """Their law is one-hot."""
+    request = Request(PROMPT, max_tokens=4, temperature=1.0, top_p=0.95)
+    observed, counters = sampled_sequences(
+        replace(four_tokens, draft=None),
+        request,
+        acceptance=acceptance,
+        speculative_config='{"method": "ngram"}',
+    )
+    assert counters.draft_forwards == 0
+    assert g_test(observed, SAMPLES * exact_law(four_tokens.verifier, request)) > 0.01
+
+
+def test_rejection_sampling_is_exact_whatever_lengths_are_chosen(four_tokens: TinyPair) -> None:
+    request = Request(PROMPT, max_tokens=5, temperature=1.0, top_k=3)
+    observed, _ = sampled_sequences(
+        four_tokens, request, k=4, random_lengths=True, acceptance="rejection"
+    )
+    assert g_test(observed, SAMPLES * exact_law(four_tokens.verifier, request)) > 0.01
 
 
 def test_rejection_sampling_is_exact_under_constant_preemption(four_tokens: TinyPair) -> None:

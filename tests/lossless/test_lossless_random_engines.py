@@ -19,7 +19,8 @@ REQUESTS_PER_ENGINE = 500
 def random_options(rng: np.random.Generator) -> dict[str, object]:
     """Any engine that the command line could ask for, small enough to be fast."""
     return {
-        "num_speculative_tokens": int(rng.integers(0, 9)),
+        "num_speculative_tokens": "auto" if rng.random() < 0.3 else int(rng.integers(0, 9)),
+        "max_speculative_tokens": int(rng.integers(1, 9)),
         "max_num_seqs": int(rng.integers(1, 33)),
         "queue_factor": float(rng.choice([1.0, 1.2, 2.0])),
         "max_num_batched_tokens": int(rng.integers(1, 200)),

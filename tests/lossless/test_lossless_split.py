@@ -10,6 +10,7 @@ import pytest
 from common_beginnings import requests_with_common_beginnings
 from engine_driver import make_worker, run
 from oracle import Oracle, check_lossless
+from random_lengths import use_random_lengths
 from split_engine import make_split
 from tiny_model import TinyPair
 
@@ -77,6 +78,18 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "block_size": 4,
         },
     ),
+    "auto, two groups": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": "auto", "max_speculative_tokens": 5, "groups": 2},
+    ),
+    "random lengths, draft-ahead, two groups": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 4, "draft_ahead": True, "groups": 2},
+    ),
+    "random lengths, tight memory": (
+        ("prefill", "draft"),
+        {"num_speculative_tokens": 6, "kv_cache_memory": 200 * 384, "block_size": 4},
+    ),
 }
 
 
@@ -110,6 +123,8 @@ def test_every_token_is_the_verifiers_own(
         deaths,
         **options,
     )
+    if case.startswith("random"):
+        use_random_lengths(split, split.controller.max_length, np.random.default_rng(seed))
     results = run(split, requests, np.random.default_rng(seed), arrivals_per_step=1.0)
     plain = make_worker(tiny_pair.verifier, None, max_num_seqs=32, max_model_len=128)
     expected = run(plain, requests, np.random.default_rng(seed), arrivals_per_step=8.0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from engine_driver import Request, Result, make_worker, run
 from oracle import TOLERANCE, Oracle, check_lossless, shortfall
+from random_lengths import use_random_lengths
 from tiny_model import VOCABULARY, TinyPair
 
 from pdv_mp.stages.messages import Proposal, Verdict
@@ -32,6 +33,9 @@ CASES = {
     "k6-batch32-one-token-chunks": (6, 32, 3, 0.5, 16, 1 << 20, "contiguous"),
     "k7-batch13-paged-tight": (7, 13, 64, 0.5, 4, 1 << 18, "paged"),
     "k8-batch32": (8, 32, 512, 0.5, 16, 1 << 20, "contiguous"),
+    "auto-batch16": (8, 16, 64, 0.5, 16, 1 << 20, "contiguous"),
+    "random-batch16-tight": (6, 16, 32, 0.5, 4, 1 << 18, "contiguous"),
+    "random-batch32-paged": (5, 32, 64, 0.5, 8, 1 << 20, "paged"),
 }
 
 
@@ -58,11 +62,13 @@ def random_requests(rng: np.random.Generator, count: int, vocabulary: int) -> li
 
 
 def serve(folder: Path, draft: Path, case: str, requests: list[Request], seed: int) -> list[Result]:
+    """The lengths of ``random`` cases are drawn anew in each cycle, those of ``auto`` chosen."""
     length, batch, chunk, priority, block_size, memory, layout = CASES[case]
     worker = make_worker(
         folder,
         draft,
-        num_speculative_tokens=length,
+        num_speculative_tokens="auto" if case.startswith("auto") else length,
+        max_speculative_tokens=max(1, length),
         max_num_seqs=batch,
         max_num_batched_tokens=chunk,
         prefill_priority=priority,
@@ -71,6 +77,8 @@ def serve(folder: Path, draft: Path, case: str, requests: list[Request], seed: i
         kv_layout=layout,
         max_model_len=128,
     )
+    if case.startswith("random"):
+        use_random_lengths(worker, length, np.random.default_rng(seed))
     return run(worker, requests, np.random.default_rng(seed), arrivals_per_step=3.0)
 
 

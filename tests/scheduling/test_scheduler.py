@@ -9,12 +9,15 @@ import numpy as np
 from engine_driver import Request, Result, open_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_lengths import RandomLengths
 
-from pdv_mp.config import SchedulingOptions, SpeculationOptions
+from pdv_mp.config import SchedulingOptions
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.pools import Pools
 from pdv_mp.scheduling.scheduler import Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable
+from pdv_mp.speculation.draft_length.controller import DraftLengthController
+from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.stages.messages import Prefilled, Proposal, Verdict
 from pdv_mp.timeline import STATES, Timeline
 from pdv_mp.wire.engine import Finish
@@ -33,6 +36,7 @@ class Rig:
         draft_length: int,
         prefix_caching: bool = False,
         max_num_batched_tokens: int = 512,
+        random_lengths: bool = False,
     ) -> None:
         self.rng = rng
         scheduling = SchedulingOptions(
@@ -47,13 +51,16 @@ class Rig:
             scheduling.max_admitted, num_blocks=16, block_size=4, caches=[], budget_bytes=0
         )
         self.counters = Counters()
+        self.random_lengths = random_lengths
+        controller: DraftLengthController = FixedLength(draft_length, scheduling.max_admitted)
+        if random_lengths:
+            controller = RandomLengths(draft_length, rng)
         self.scheduler = Scheduler(
             self.table,
             self.pools,
             scheduling,
-            SpeculationOptions(num_speculative_tokens=draft_length),
+            controller,
             self.counters,
-            can_draft=True,
             prefix_caching=prefix_caching,
             prefill_backlog=max_num_batched_tokens,
         )
@@ -110,7 +117,8 @@ class Rig:
         for slot, start, length in zip(slots, base, lengths, strict=True):
             room = int(self.table.max_len[slot]) - start - 1
             wanted = self.draft_length if self.table.speculates[slot] else 0
-            assert length == min(wanted, room)
+            assert length <= min(wanted, room)
+            assert self.random_lengths or length == min(wanted, room)
             assert start == self.table.committed[slot]
             assert start + length <= self.pools.room(slot)
         ids = np.full((len(slots), max(lengths)), -1, np.int64)
@@ -162,6 +170,7 @@ class Rig:
     deaths=st.booleans(),
     prefix_caching=st.booleans(),
     max_num_batched_tokens=st.integers(1, 40),
+    random_lengths=st.booleans(),
 )
 def test_every_request_ends_once_and_nothing_leaks(
     seed: int,
@@ -171,9 +180,12 @@ def test_every_request_ends_once_and_nothing_leaks(
     deaths: bool,
     prefix_caching: bool,
     max_num_batched_tokens: int,
+    random_lengths: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
-    rig = Rig(rng, max_num_seqs, draft_length, prefix_caching, max_num_batched_tokens)
+    rig = Rig(
+        rng, max_num_seqs, draft_length, prefix_caching, max_num_batched_tokens, random_lengths
+    )
     beginning = tuple(rig.tokens(int(rng.integers(1, 20))).tolist())
     requests: dict[int, Request] = {}
     cancelled: set[int] = set()

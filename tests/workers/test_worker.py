@@ -9,8 +9,11 @@ import pytest
 from engine_driver import Request, Result, collect, make_worker, open_message, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from split_engine import make_split
 from tiny_model import VOCABULARY, TinyPair
 
+from pdv_mp.speculation.draft_length.controller import DecodeBatch
+from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish
 from pdv_mp.workers.worker import Worker
@@ -45,6 +48,11 @@ def test_requests_sent_at_once_share_their_forwards(tiny_pair: TinyPair) -> None
     one_by_one = [serve_together(apart, [request])[0] for request in requests]
     assert [r.ids for r in at_once] == [r.ids for r in one_by_one]
     assert forwards(apart) >= 10 * forwards(together)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 @settings(max_examples=15, deadline=None)
@@ -113,6 +121,50 @@ def test_no_forward_of_the_draft_without_speculation(tiny_pair: TinyPair) -> Non
     assert worker.counters.generated_tokens == 32
 
 
+class Silent(FixedLength):
+    """Decides against drafts, though it could have them."""
+
+    def choose(self, batch: DecodeBatch) -> np.ndarray:
+        assert (batch.limits <= self.max_length).all()
+        return np.zeros_like(batch.limits)
+
+
+@pytest.mark.parametrize("in_lane", [False, True])
+def test_a_length_of_0_makes_no_forward_and_no_message(
+    in_lane: bool, tiny_pair: TinyPair, rng: np.random.Generator
+) -> None:
+    requests = [Request(prompt, 8) for prompt in prompts(4, 9)]
+    options = {"max_model_len": 64, "num_speculative_tokens": 4}
+    if in_lane:
+        worker: Worker = make_split(tiny_pair.verifier, tiny_pair.draft, ("draft",), rng, **options)
+    else:
+        worker = make_worker(tiny_pair.verifier, tiny_pair.draft, **options)
+    worker.controller = worker.scheduler._controller = Silent(4, worker.table.num_slots)
+    serve_together(worker, requests)
+    assert worker.counters.draft_forwards == worker.counters.drafted_tokens == 0
+    assert worker.counters.generated_tokens == 32
+    edge = worker.handoffs["verify>draft"]
+    assert (edge.messages, edge.local) == (0, 0)
+
+
+def test_decisions_are_visible(tiny_pair: TinyPair) -> None:
+    requests = [Request(prompt, 30) for prompt in prompts(6, 9)]
+    worker = make_worker(
+        tiny_pair.verifier, tiny_pair.draft, max_model_len=64, num_speculative_tokens="auto"
+    )
+    serve_together(worker, requests)
+    found = worker.info()["speculation"]
+    counts = {"lengths", "switches", "explorations", "trials"}
+    assert set(found) == {"method", "controllers", *counts}
+    assert found["method"] == "draft_model"
+    assert sum(found["lengths"].values()) > 5
+    assert {int(length) for length in found["lengths"]} <= set(range(9))
+    (controller,) = found["controllers"]
+    assert controller["name"] == "goodput"
+    assert 0 <= controller["length"] <= 8
+    assert 0 < controller["acceptance"] < 1
+
+
 def test_no_draft_is_made_that_could_not_be_emitted(tiny_pair: TinyPair) -> None:
     requests = [Request(prompt, tokens) for tokens in (1, 2, 3) for prompt in prompts(3, 9)]
     worker = make_worker(
@@ -128,7 +180,10 @@ def test_no_draft_is_made_that_could_not_be_emitted(tiny_pair: TinyPair) -> None
 @pytest.mark.parametrize("report", [True, False])
 def test_timelines_add_up_and_come_only_when_asked_for(tiny_pair: TinyPair, report: bool) -> None:
     worker = make_worker(
-        tiny_pair.verifier, tiny_pair.draft, max_num_seqs=2, max_num_batched_tokens=8
+        tiny_pair.verifier,
+        tiny_pair.draft,
+        max_num_seqs=2,
+        max_num_batched_tokens=8,
     )
     requests = [Request(prompt, max_tokens=12) for prompt in prompts(8, 20)]
     results = run(worker, requests, np.random.default_rng(1), 1.0, report_timeline=report)

@@ -1,0 +1,269 @@
+"""The draft length that yields most tokens per second.
+
+With B sequences of which each has probability p_j that its first j drafts are all kept, a cycle
+that drafts k tokens emits B + sum_j<=k sum_b p_j tokens and takes
+
+    T(k) = k * T_draft(B) + T_verify(B, k + 1) + T_overhead(k).
+
+The controller takes the k in 0 .. K for which tokens divided by time is greatest (SmartSpec, arXiv
+2406.14066, with 0 allowed, costs and acceptance measured while serving, and each sequence with a
+probability of its own). Where drafting has a process of its own and the batch is divided, the
+draft of one group runs beside the verification of another: see :meth:`Goodput._cycle_ns`.
+
+- Stability: the length changes for a predicted gain of more than :data:`GAIN`, at the earliest
+  :data:`DWELL` cycles after the last change. A smaller gain must have been predicted for so long
+  that, had it been taken, it would have saved :data:`PATIENCE` cycles: so no loss goes on for ever.
+- Lengths whose cost is not known are tried if they could pay under the most favourable cost that is
+  possible; at first at most twice as long as those that are known, and one more.
+- While the length is 0 there is no draft forward and no message, but for explorations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pdv_mp.speculation.draft_length.acceptance_estimate import AcceptanceEstimate
+from pdv_mp.speculation.draft_length.controller import Column, CycleTimes, Decisions, DecodeBatch
+from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
+from pdv_mp.speculation.draft_length.exploration import MAX_SEQUENCES, Exploration
+from pdv_mp.speculation.draft_length.step_costs import StepCosts, batch_bucket
+
+Floats = npt.NDArray[np.float64]
+
+FIRST_LENGTH = 2
+"""Before anything is known."""
+GAIN = 0.03
+"""Predicted share of tokens per second that a change must be worth."""
+DWELL = 8
+"""Cycles that a length stays."""
+PATIENCE = 0.3
+"""Cycles that smaller gains must have added up to."""
+SILENT_INTERVAL = 8
+"""Cycles between two decisions while nothing is drafted."""
+WORTH_SHARE = 0.7
+"""Share of what a row seems to cost that a looked-up draft must be worth."""
+MAX_TRIAL = 6
+"""Cycles after which a trial ends, whatever has been measured."""
+SETTLED_INTERVAL = 4
+"""Cycles between two decisions while the batch stays what it is."""
+CATCH_UP_HORIZON = 64
+"""Cycles over which the price of bringing the draft's cache up to date is spread."""
+OVERHEAD_RATE = 0.1
+MAX_RATIO = 2.0
+"""An overhead of more than this times the usual one counts as that much."""
+
+
+class Goodput:
+    """``overlap``: groups of sequences that take turns, so that one is drafted while another is
+    verified; 1 where a cycle drafts and then verifies. ``lookup_kinds``: drafts are looked up and
+    not computed; they cost verification only, and are of so many kinds. Of a kind that is too
+    seldom kept to pay for its rows none are taken."""
+
+    name = "goodput"
+
+    def __init__(
+        self, max_length: int, num_slots: int, overlap: int = 1, lookup_kinds: int = 0
+    ) -> None:
+        self.max_length = max_length
+        self.decisions = Decisions()
+        self._overlap = overlap
+        self._looks_up = lookup_kinds > 0
+        self._estimate = AcceptanceEstimate(num_slots, max_length, max(1, lookup_kinds))
+        self._verify = StepCosts()
+        self._draft = DraftCosts()
+        self._overhead_ns = [0.0, 0.0]
+        self._exploration = Exploration()
+        self._length = min(FIRST_LENGTH, max_length)
+        self._since_change = 0
+        self._since_decision = 0
+        self._bucket = -1
+        self._is_trying = False
+        self._missed = 0.0
+        self._passed = 0
+        self._worth = 0.0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def acceptance(self) -> float:
+        return self._estimate.mean
+
+    # ------------------------------------------------------------------ what has happened
+
+    def judged(self, slots: Column, lengths: Column, accepted: Column) -> None:
+        self._estimate.judged(slots, lengths, accepted)
+
+    def forget(self, slot: int) -> None:
+        self._estimate.forget(slot)
+
+    def timed(self, times: CycleTimes) -> None:
+        self._verify.add(times.sequences, times.rows, times.context, times.verify_ns)
+        if times.drafting:
+            self._draft.add(times.drafting, times.steps, times.fed, times.draft_ns)
+        if times.overhead_ns is not None:
+            which = int(times.drafting > 0)
+            so_far, found = self._overhead_ns[which], float(times.overhead_ns)
+            rate = OVERHEAD_RATE if so_far else 1.0
+            found = min(found, MAX_RATIO * so_far) if so_far else found
+            self._overhead_ns[which] += rate * (found - so_far)
+
+    # ------------------------------------------------------------------ decisions
+
+    def passes(self) -> bool:
+        """While nothing is drafted, one decision in :data:`SILENT_INTERVAL` cycles is enough."""
+        self._passed += 1
+        if self._length or self._is_trying or self._passed % SILENT_INTERVAL == 0:
+            return False
+        if not self._exploration.passed():
+            return False
+        self._since_change += 1
+        self._since_decision += 1
+        self.decisions.count(0)
+        return True
+
+    def choose(self, batch: DecodeBatch) -> Column:
+        limits = np.minimum(batch.limits, self.max_length)
+        if not limits.any():
+            return limits
+        if batch.kinds is not None:
+            self._estimate.drafts(batch.slots, batch.kinds)
+        self._since_change += 1
+        self._since_decision += 1
+        bucket = batch_bucket(len(batch.slots))
+        is_settled = bucket == self._bucket and not self._is_trying
+        allowed = self._worthwhile(batch.slots, limits) if self._looks_up else limits
+        if allowed.any() and (not is_settled or self._since_decision >= SETTLED_INTERVAL):
+            self._bucket = bucket
+            self._decide(batch, allowed)
+            self._since_decision = 0
+        lengths: Column = np.minimum(allowed, self._length)
+        if lengths.any():
+            self._exploration.reset()
+        elif self._exploration.is_due():
+            return self._explore(batch, limits)
+        self.decisions.count(self._length if lengths.any() else 0)
+        return lengths
+
+    def _worthwhile(self, slots: Column, limits: Column) -> Column:
+        """Limits that end before the first draft that is too seldom kept to pay for its row."""
+        survival = self._estimate.survival(slots, int(limits.max()))
+        paying: Column = (survival >= self._worth).sum(axis=1)
+        return np.minimum(limits, paying)
+
+    def _decide(self, batch: DecodeBatch, limits: Column) -> None:
+        longest = int(limits.max())
+        at_each = (limits[:, None] > np.arange(longest)).sum(axis=0)
+        rows = len(limits) + np.concatenate([[0], np.cumsum(at_each)]).astype(float)
+        times, known = self._times(batch, rows, int(at_each[0]))
+        present = min(self._length, longest)
+        if self._is_trying or not known.any():
+            # A length on trial is kept until its cost is known.
+            if not known[present] and self._since_change < MAX_TRIAL:
+                return
+            if not known.any():
+                return
+        reach = 2 * int(np.flatnonzero(known).max()) + 1
+        if longest < self._length:
+            reach = -1  # all are about to end: no time to try anything
+        out_of_reach = ~known & (np.arange(longest + 1) > reach)
+        out_of_reach[present] = False
+        goodput = np.where(out_of_reach, 0.0, self._tokens(batch, limits, longest) / times)
+        best = int(goodput.argmax())
+        self._set_worth(times, rows, known, len(limits))
+        if best == 0:
+            # Whoever drafts nothing learns nothing: a few unlucky trials are no reason to stop.
+            lucky = self._tokens(batch, limits, longest, if_lucky=True)
+            goodput = np.where(out_of_reach, 0.0, lucky / times)
+            best = int(goodput.argmax())
+        gain = float(goodput[best] / goodput[present]) - 1 if goodput[present] else math.inf
+        if best == present:
+            self._is_trying, self._missed = False, 0.0
+            return
+        was_trying, self._is_trying = self._is_trying, False
+        self._missed += max(0.0, gain) * max(1, self._since_decision)
+        rests = self._since_change < DWELL and known[best] and not was_trying
+        if rests or (gain <= GAIN and self._missed < PATIENCE):
+            return
+        self._is_trying = not bool(known[best])
+        self.decisions.trials += self._is_trying
+        self.decisions.switches += best != self._length
+        self._length, self._since_change, self._missed = best, 0, 0.0
+
+    def _set_worth(
+        self, times: Floats, rows: Floats, known: npt.NDArray[np.bool_], sequences: int
+    ) -> None:
+        """How probable it must be that a draft is kept if its row is to pay: what the row costs, in
+        tokens that cycles without drafts would emit in that time. It is taken to cost somewhat
+        less, since it is the small difference of large numbers."""
+        measured = np.flatnonzero(known)
+        last = int(measured.max(initial=0))
+        if last and known[0]:
+            each = float(times[last] - times[0]) / float(rows[last] - rows[0])
+            self._worth = WORTH_SHARE * each * sequences / float(times[0])
+
+    def _tokens(
+        self, batch: DecodeBatch, limits: Column, longest: int, if_lucky: bool = False
+    ) -> Floats:
+        """Tokens that cycles of 0 .. K drafts emit on average, [K + 1]."""
+        survival = self._estimate.survival(batch.slots, longest, if_lucky)
+        kept = (survival * (limits[:, None] > np.arange(longest))).sum(axis=0)
+        tokens: Floats = len(limits) + np.concatenate([[0.0], np.cumsum(kept)])
+        return tokens
+
+    def _times(
+        self, batch: DecodeBatch, rows: Floats, drafting: int
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """What cycles of 0 .. K drafts take, in ns, and whether that is measured: [K + 1]."""
+        sequences, context = len(batch.slots), int(batch.contexts.sum())
+        verify_ns, known = self._verify.estimate(sequences, rows, context)
+        if self._looks_up:
+            before = np.full(len(rows), self._overhead_ns[0])
+            return np.maximum(1.0, before + verify_ns), known
+        steps = np.arange(1, len(rows))
+        draft_ns, draft_known = self._draft.estimate(drafting, steps)
+        if not draft_known:
+            known[1:] = False
+        before = np.zeros(len(rows))
+        before[1:] = draft_ns + self._overhead_ns[1]
+        before[0] = self._overhead_ns[0]
+        if not self._length:
+            catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
+            before[1:] += catch_up / CATCH_UP_HORIZON
+        return np.maximum(1.0, self._cycle_ns(before, verify_ns)), known
+
+    def _cycle_ns(self, before: Floats, verify_ns: Floats) -> Floats:
+        """How long a group of the batch keeps the verifier from the next one's verdict: all of the
+        cycle, or, where others take turns with it, its share of a cycle, but at least the time of
+        its own verification."""
+        if self._overlap == 1:
+            return before + verify_ns
+        each: Floats = np.maximum(verify_ns, (before + verify_ns) / self._overlap)
+        each[0] = verify_ns[0] + before[0]
+        return each
+
+    def _explore(self, batch: DecodeBatch, limits: Column) -> Column:
+        """One token for a few sequences, or nothing, where that would cost too much."""
+        lengths = np.zeros_like(limits)
+        sequences, context = len(limits), int(batch.contexts.sum())
+        rows = np.array([sequences, sequences + MAX_SEQUENCES], float)
+        verify_ns, _ = self._verify.estimate(sequences, rows, context)
+        draft_ns = np.zeros(1)
+        if not self._looks_up:
+            draft_ns, _ = self._draft.estimate(min(sequences, MAX_SEQUENCES), np.array([1]))
+        left = self._exploration.budget_ns(float(verify_ns[0]) + self._overhead_ns[0])
+        left -= float(draft_ns[0] + verify_ns[1] - verify_ns[0])
+        if left > 0:
+            fed_ns = self._draft.fed_ns(sequences) if self._draft.knows_fed else 0.0
+            max_fed = left / fed_ns if fed_ns else math.inf
+            lengths[self._exploration.pick(limits, batch.gaps, max_fed)] = 1
+        explores = bool(lengths.any())
+        if explores:
+            self._exploration.reset()
+        self.decisions.explorations += explores
+        self.decisions.count(int(explores))
+        return lengths

@@ -1,0 +1,161 @@
+"""What a step costs by the size of its batch, learnt while it runs.
+
+A table with a cell for each batch size (in quarters of an octave), query length (in halves of a row
+per sequence) and context (in octaves). A cell holds a smoothed mean of its steps' times. What is
+not measured is not guessed but bounded from below: a step costs no less than one with fewer rows
+and less context, and rows of a larger step are never dearer than those of a smaller one, since
+both read the weights once. So a length that could pay is tried, and one that cannot is not.
+
+A machine that slows down slows all its steps: a factor common to all cells follows within some
+steps, so that the cell in use does not look dear beside those that were measured before. What stays
+goes over into the cell in use, slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+BATCHES_PER_OCTAVE = 4
+WIDTHS_PER_ROW = 2
+SHORT_CONTEXT = 256
+"""Mean tokens of a sequence up to which contexts are alike."""
+
+KNOWN = 2
+"""Steps after which a cell counts as measured."""
+MAX_STEPS = 20
+"""Steps of a cell that count; older ones are forgotten."""
+STALE_CYCLES = 1000
+"""Steps after which a cell that was not used is half as sure of itself."""
+DRIFT_RATE = 0.15
+DRIFT_LEAK = 0.005
+MAX_SURPRISE = 0.4
+"""Logarithm of the largest ratio by which one step can say that costs have changed."""
+ELASTICITY = 0.5
+"""Within a cell a step of twice the rows is taken to cost 2 ** ELASTICITY times as much."""
+BOUND_SLACK = 0.95
+GATHER_INTERVAL = 8
+"""Steps after which what bounds rest on is brought up to date."""
+NOISE_RATE = 0.05
+FIRST_NOISE = 0.03
+MIN_NOISE = 0.01
+DOUBT = 1.5
+"""Standard errors of a cell's mean by which the true cost may well be lower."""
+
+
+@dataclass(slots=True)
+class _Cell:
+    """``log_ns``: of the time, without the drift. ``rows``, ``context``: means of its steps."""
+
+    log_ns: float
+    rows: float
+    context: float
+    steps: int
+    last: int
+
+
+class StepCosts:
+    """Times of one stage's steps."""
+
+    def __init__(self) -> None:
+        self._cells: dict[tuple[int, int, int], _Cell] = {}
+        self._drift = 0.0
+        self._steps = 0
+        self._noise = FIRST_NOISE
+        self._gathered: Floats = np.zeros((3, 0))
+        self._gathered_at = 0
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def add(self, sequences: int, rows: int, context: int, nanoseconds: int) -> None:
+        """A step over ``rows`` tokens of ``sequences`` sequences that have ``context`` tokens
+        together."""
+        self._steps += 1
+        log_ns = math.log(max(1, nanoseconds)) - self._drift
+        key = _key(sequences, rows, context)
+        cell = self._cells.get(key)
+        if cell is None:
+            self._cells[key] = _Cell(log_ns, rows, context, 1, self._steps)
+            return
+        surprise = log_ns - cell.log_ns - ELASTICITY * math.log(rows / cell.rows)
+        cell.steps = min(MAX_STEPS, cell.steps + 1)
+        cell.last = self._steps
+        rate = 1 / cell.steps
+        cell.rows += rate * (rows - cell.rows)
+        cell.context += rate * (context - cell.context)
+        if cell.steps <= KNOWN:
+            # The first step of a shape may have prepared what all others use.
+            cell.log_ns = min(cell.log_ns, log_ns)
+            return
+        surprise = max(-MAX_SURPRISE, min(MAX_SURPRISE, surprise))
+        self._noise += NOISE_RATE * (abs(surprise) - self._noise)
+        self._drift += DRIFT_RATE * surprise
+        moved = DRIFT_LEAK * self._drift
+        self._drift -= moved
+        cell.log_ns += moved + rate * surprise * (1 - DRIFT_RATE)
+
+    def estimate(
+        self, sequences: int, rows: Floats, context: int
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """The times in ns of steps with ``rows`` [N], ascending, and whether they are measured.
+
+        Of one that is not, the most that it is known to cost at least; 0 if nothing is known.
+        """
+        times = np.zeros(len(rows))
+        known = np.zeros(len(rows), np.bool_)
+        bounds = self._bounds(rows, context)
+        for index, count in enumerate(rows.tolist()):
+            cell = self._cells.get(_key(sequences, count, context))
+            if cell is None or cell.steps < KNOWN:
+                times[index] = bounds[index]
+                continue
+            scaled = cell.log_ns + ELASTICITY * math.log(count / cell.rows) + self._drift
+            times[index] = math.exp(scaled - self._doubt(cell))
+            known[index] = True
+        return np.maximum.accumulate(times), known
+
+    def steps(self, sequences: int, rows: float, context: int) -> int:
+        """How many steps like this one have been measured, of those that count."""
+        cell = self._cells.get(_key(sequences, rows, context))
+        return 0 if cell is None else cell.steps
+
+    def _doubt(self, cell: _Cell) -> float:
+        """How far below its mean the true cost may well be, as a logarithm."""
+        age = (self._steps - cell.last) / STALE_CYCLES
+        return DOUBT * max(MIN_NOISE, self._noise) / math.sqrt(cell.steps * 0.5**age)
+
+    def _bounds(self, rows: Floats, context: int) -> Floats:
+        if self._steps >= self._gathered_at + GATHER_INTERVAL or not self._gathered.size:
+            self._gather()
+        logs, its_rows, contexts = self._gathered
+        if not len(logs):
+            return np.zeros(len(rows))
+        smaller = np.minimum(1.0, rows[:, None] / its_rows)
+        smaller = np.minimum(smaller, max(1, context) / contexts)
+        bounds: Floats = BOUND_SLACK * (smaller * np.exp(logs + self._drift)).max(axis=1)
+        return bounds
+
+    def _gather(self) -> None:
+        """Make columns of the measured cells: logarithms of times, rows, contexts."""
+        cells = [cell for cell in self._cells.values() if cell.steps >= KNOWN]
+        found = [(cell.log_ns, cell.rows, max(1.0, cell.context)) for cell in cells]
+        self._gathered = np.array(found, float).reshape(-1, 3).T
+        self._gathered_at = self._steps
+
+
+def batch_bucket(sequences: int) -> int:
+    """Batch sizes that are taken for one: a quarter of an octave."""
+    return round(BATCHES_PER_OCTAVE * math.log2(sequences))
+
+
+def _key(sequences: int, rows: float, context: int) -> tuple[int, int, int]:
+    batch = batch_bucket(sequences)
+    width = round(WIDTHS_PER_ROW * rows / sequences)
+    mean = context / sequences
+    return batch, width, max(0, math.ceil(math.log2(max(1.0, mean) / SHORT_CONTEXT)))

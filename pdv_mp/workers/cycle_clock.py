@@ -1,0 +1,63 @@
+"""What the cycles of a group take, for whoever decides how long their drafts are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pdv_mp.scheduling.scheduler import USUALLY_FED
+from pdv_mp.speculation.draft_length.controller import CycleTimes
+from pdv_mp.stages.messages import DraftOrder, Proposal
+
+
+class CycleClock:
+    """The stamps of one cycle at a time, ns (monotonic)."""
+
+    def __init__(self) -> None:
+        self._verdict_ns: int | None = None
+        self._overhead_ns: int | None = None
+        self._order: DraftOrder | None = None
+        self._draft_ns = 0
+        self.has_begun = False
+        """Whether a stage of the present cycle has started."""
+
+    def interrupted(self) -> None:
+        """Something else was computed, or there was nothing to do: what comes next does not follow
+        the last verdict directly."""
+        self._verdict_ns = None
+
+    def begun(self, now: int, order: DraftOrder | None = None) -> None:
+        """The first stage of a cycle starts; ``order``: what it drafts."""
+        self._order, self._draft_ns, self.has_begun = order, 0, True
+        self._overhead_ns = None if self._verdict_ns is None else now - self._verdict_ns
+        self._verdict_ns = None
+
+    def drafted(self, nanoseconds: int) -> None:
+        """So long after the order its proposal was here."""
+        self._draft_ns = nanoseconds
+
+    def verified(self, proposal: Proposal, started: int, ended: int) -> CycleTimes:
+        """The verdict is known; what the cycle took."""
+        self._verdict_ns, self.has_begun = ended, False
+        order, sequences = self._order, len(proposal.slots)
+        self._order = None
+        times = CycleTimes(
+            sequences=sequences,
+            rows=sequences + int(proposal.lengths.sum()),
+            context=int(proposal.base.sum()),
+            verify_ns=ended - started,
+            overhead_ns=self._overhead_ns,
+        )
+        if order is None or not self._draft_ns:
+            return times
+        fed = np.maximum(0, order.base - order.starts - USUALLY_FED)
+        return CycleTimes(
+            sequences=sequences,
+            rows=times.rows,
+            context=times.context,
+            verify_ns=times.verify_ns,
+            overhead_ns=times.overhead_ns,
+            drafting=len(order.slots),
+            steps=int(order.lengths.max()),
+            fed=int(fed.sum()),
+            draft_ns=self._draft_ns,
+        )
