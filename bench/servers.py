@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -10,6 +11,10 @@ import psutil
 from bench.load.errors import LoadError
 from pdv_mp import LLM
 from pdv_mp.client.client import Client
+
+SAME_WORK: Mapping[str, Any] = {"enable_prefix_caching": False, "num_speculative_tokens": 4}
+"""Options of servers that are compared, unless they are what is compared: nobody skips a prompt,
+and all draft as far as the source documents' engine did, whatever each would choose."""
 
 IDLE_SECONDS = 20.0
 """How long a server may take to have nothing open any more."""

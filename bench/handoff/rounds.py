@@ -24,7 +24,7 @@ from bench.handoff.cells import Cell, Timed
 from bench.handoff.errors import HandoffError
 from bench.handoff.variants import Variant
 from bench.load.usage import Processes
-from bench.servers import Server
+from bench.servers import SAME_WORK, Server
 from pdv_mp import SamplingParams
 from pdv_mp.client.client import Client, Completion
 from pdv_mp.workers.handoffs import between
@@ -80,7 +80,7 @@ class Served:
         """``options``: of ``pdv-launch``, besides the variant's own. Raises LaunchError if the
         server does not start."""
         self.name = variant.name
-        given: dict[str, Any] = {"enable_prefix_caching": False, **options, **variant.options}
+        given: dict[str, Any] = {**SAME_WORK, **options, **variant.options}
         if variant.spins:
             given["lane_timeout"] = 0  # a process that is stopped here has not died
         with ExitStack() as stack:

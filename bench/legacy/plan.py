@@ -12,6 +12,7 @@ import torch
 from bench.legacy.counts import Side
 from bench.legacy.results import BOUNDED, UNBOUNDED
 from bench.results.records import Candidate, Pair, Run
+from bench.servers import SAME_WORK
 
 _ALL_KV = 1 << 50
 """Never reached: without a prefix cache a server takes no more KV than its slots can hold, and on a
@@ -58,6 +59,7 @@ def candidates(plan: Plan) -> dict[str, tuple[Candidate, Side]]:
         topology, own = plan.topologies[name]
         admitted = plan.slots if admission == UNBOUNDED else plan.bounded
         options = {
+            **SAME_WORK,
             **({} if torch.cuda.is_available() else {"kv_cache_memory": _ALL_KV}),
             **own,
             "enable_prefix_caching": False,

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from bench.results.records import Candidate, Configuration, Load, Objective, Run
+from bench.servers import SAME_WORK
 from bench.sweep.errors import PlanError
 from bench.sweep.pairs import ModelPair
 from launcher.checks import prepare
@@ -78,9 +79,8 @@ def make_candidates(
 ) -> list[Candidate]:
     """The candidates by name, each a topology with options of its own, and a twin of the first.
 
-    ``common``: options for all; prefix caching is off unless they say otherwise, so that nobody
-    skips work. Raises PlanError for an unknown topology or option, and if there is nothing to
-    compare.
+    ``common``: options for all, beside :data:`bench.servers.SAME_WORK`. Raises PlanError for an
+    unknown topology or option, and if there is nothing to compare.
     """
     found = []
     for name, (row, own) in named.items():
@@ -88,7 +88,7 @@ def make_candidates(
             topology(row)
         except ConfigError as error:
             raise PlanError(str(error)) from error
-        options = {"enable_prefix_caching": False, **typed_options({**common, **own})}
+        options = {**SAME_WORK, **typed_options({**common, **own})}
         found.append(Candidate(name=name, topology=row, options=options))
     if again:
         first = found[0]

@@ -13,6 +13,7 @@ from simulated_sweep import made_run
 from tiny_model import TinyPair
 
 from bench.results.records import Candidate, Load, Objective, Pair, Run
+from bench.servers import SAME_WORK
 from bench.sweep.errors import PlanError
 from bench.sweep.pairs import find_pairs, fingerprint, read_pairs
 from bench.sweep.plan import (
@@ -30,7 +31,7 @@ from pdv_mp import assets
 def test_candidates_have_typed_options_of_their_own_and_a_twin() -> None:
     named = {"unified": ("unified", {}), "pd+kv-handoff=copy": ("pd", {"kv-handoff": "copy"})}
     found = make_candidates(named, {"max-num-seqs": "8", "kv-cache-memory": "1M"}, again=True)
-    common = {"enable_prefix_caching": False, "max_num_seqs": 8, "kv_cache_memory": 1 << 20}
+    common = {**SAME_WORK, "max_num_seqs": 8, "kv_cache_memory": 1 << 20}
     assert found == [
         Candidate(name="unified", topology="unified", options=common),
         Candidate(
