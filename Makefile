@@ -97,7 +97,7 @@ recovery: install ## how long a process that was killed is missed, in every topo
 	$(RUN) -m bench.recovery
 
 bench: install ## compare the topologies at 1, 8 and 32 clients, with a report, in under 10 minutes
-	$(SWEEP) --concurrency 1,8,32 --blocks 8 --seconds 2.2 --ramp 0.8 --budget 8m
+	$(SWEEP) --concurrency 1,8,32 --blocks 9 --seconds 2 --ramp 0.8 --budget 7m
 	-$(LEGACY)
 	@test -e $(RESULTS)/concurrent.json || $(BENCH) concurrent --output $(RESULTS)
 	@$(BENCH) report $(RESULTS)
