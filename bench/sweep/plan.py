@@ -16,7 +16,7 @@ import msgspec
 from bench.results.records import Candidate, Configuration, Load, Objective, Run
 from bench.servers import SAME_WORK
 from bench.sweep.errors import PlanError
-from bench.sweep.pairs import ModelPair
+from bench.sweep.pairs import SHIPPED, ModelPair
 from launcher.checks import prepare
 from launcher.options import ENVIRONMENT_CONFIG, Setting, merge, settings
 from pdv_mp.config import ConfigError
@@ -172,9 +172,11 @@ def configure(pair: ModelPair, candidate: Candidate) -> Configuration:
         config = prepare(merge(given, os.environ, Path(file) if file else None).config())
     except (ConfigError, ModelError) as error:
         raise PlanError(f"{candidate.name} with the pair {pair.name!r}: {error}") from error
-    return Configuration(
-        pair=pair.name, candidate=candidate.name, options=json.loads(config.to_json())
-    )
+    options = json.loads(config.to_json())
+    # As they were named: where a folder lies says nothing that the weights' fingerprints do not.
+    options["model"]["model"] = pair.record.model or SHIPPED
+    options["model"]["draft_model"] = pair.record.draft_model or SHIPPED
+    return Configuration(pair=pair.name, candidate=candidate.name, options=options)
 
 
 def server_options(pair: ModelPair, candidate: Candidate) -> dict[str, Any]:
