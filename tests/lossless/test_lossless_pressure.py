@@ -1,4 +1,4 @@
-"""Losslessness where memory is short and prompts repeat: ten thousand requests, a third in CI.
+"""Losslessness where memory is short and prompts repeat: ten thousand requests, a sixth in CI.
 
 The KV pools hold two or three of the longest requests, so that sequences are pre-empted all the
 time and go on later, in other slots, from what the prefix cache has kept of them. Every token is

@@ -18,7 +18,7 @@ from transformers_families import make_pair
 
 from pdv_mp.model.transformers_model import TransformersModel
 
-REQUESTS = 300
+REQUESTS = 150
 
 # noise of the draft's weights, draft length, batch, prompt tokens per chunk, block size, layout
 CASES = {

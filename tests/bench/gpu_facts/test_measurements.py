@@ -19,7 +19,7 @@ def measure(name: str) -> Outcome:
     return run_measurement(name, MEASUREMENTS[name].title, 100, quick=True, command=command)
 
 
-FEW = ("hop", "owner")
+FEW = ("hop",)
 """Those that `make test` runs; each starts Python with torch one to three times."""
 
 

@@ -87,6 +87,7 @@ def test_shipped_held_out_files_are_the_listed_modules() -> None:
     assert names == [f"{module}.py" for module in sorted(HELD_OUT_MODULES)]
 
 
+@pytest.mark.slow
 def test_no_training_document_of_this_interpreter_repeats_a_held_out_line_run() -> None:
     """Checked by another measure than the selection's own: six equal non-trivial lines."""
     library = standard_library()

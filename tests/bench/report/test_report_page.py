@@ -230,6 +230,7 @@ def test_ratios_are_those_of_the_analysis(folder: Path, analysis: Analysis) -> N
         assert row["ratio_low"] == known
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     build_report(folder, tmp_path)
     made = sorted(path for path in tmp_path.rglob("*") if path.is_file())
