@@ -111,6 +111,7 @@ def test_a_server_of_each_topology_is_traced(
     server = start_server("--topology", name, "--trace", str(path), "--no-enable-prefix-caching")
     with Client(server.ipc) as client:
         generate(client)
+        generate_with_drafts(client)
         info = client.info()
     assert not path.exists()
     assert server.stop(signal.SIGINT).code == 0
