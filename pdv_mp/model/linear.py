@@ -11,6 +11,9 @@ _PACKED_FOR_ROWS = 512
 fast as packed for few; the reverse is a third slower. A row's bits do not depend on how many there
 are."""
 
+_SERIAL_OUTPUTS = 512
+"""By a packed matrix of at most so many outputs MKL multiplies in one thread, whatever it has."""
+
 
 class Linear(Protocol):
     """x @ W^T + b for a matrix W [out, in] and, if there is one, a bias b [out]."""
@@ -28,6 +31,14 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether :class:`PackedLinear` can compute with such weights in this process."""
     mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
     return mkl and device.type == "cpu" and dtype == torch.float32
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """The faster kind for a matrix [out, in] for which :func:`can_pack`, with no memory in common
+    with `weight` and `bias`. As many threads as torch has now are expected to multiply."""
+    if torch.get_num_threads() > 1 and len(weight) <= _SERIAL_OUTPUTS:
+        return PlainLinear(weight.clone(), None if bias is None else bias.clone())
+    return PackedLinear(weight, bias)
 
 
 class PlainLinear:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from pdv_mp.model.linear import Linear, PackedLinear, PlainLinear
+from pdv_mp.model.linear import Linear, PlainLinear
+from pdv_mp.model.linear import pack as pack_linear
 from pdv_mp.model.rope import rotate, rotation_table
 
 if TYPE_CHECKING:
@@ -82,17 +83,19 @@ class Transformer:
         self._rotations = rotation_table(
             config.rope, config.head_dim, max_model_len, weights.device
         )
-        kind = PackedLinear if pack else PlainLinear
+        make = pack_linear if pack else PlainLinear
 
         def linear(name: str) -> Linear:
-            return kind(weights[name + "_proj"], weights.get(name + "_bias"))
+            return make(weights[name + "_proj"], weights.get(name + "_bias"))
 
         def norm(name: str) -> _Norm:
             weight = weights[name]
             return _Norm(weight.clone() if pack else weight, config.rms_norm_eps)
 
         embedding = weights["embed_tokens"]
-        self._lm_head = kind(embedding if config.tie_word_embeddings else weights["lm_head"])
+        self._lm_head: Linear = make(
+            embedding if config.tie_word_embeddings else weights["lm_head"]
+        )
         self._embedding = embedding.clone() if pack else embedding
         self._norm = norm("norm")
         self._layers = []

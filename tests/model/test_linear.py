@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pdv_mp.model.linear import PackedLinear, PlainLinear, can_pack
+from pdv_mp.model.linear import PackedLinear, PlainLinear, can_pack, pack
 
 needs_mkl = pytest.mark.skipif(
     not can_pack(torch.float32, torch.device("cpu")), reason="this torch has no MKL"
@@ -32,12 +32,18 @@ def test_products_are_those_of_torch(kind: type, biased: bool, rows: int) -> Non
 
 
 @needs_mkl
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("outputs", [40, 600])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_packed_matrix_does_not_need_the_one_it_was_made_from(biased: bool) -> None:
-    weight, bias = torch.randn(40, 24), torch.randn(40) if biased else None
+def test_a_packed_matrix_does_not_need_the_one_it_was_made_from(
+    monkeypatch: pytest.MonkeyPatch, threads: int, outputs: int, biased: bool
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    weight, bias = torch.randn(outputs, 24), torch.randn(outputs) if biased else None
     x = torch.randn(5, 24)
     expected = F.linear(x, weight, bias)
-    linear = PackedLinear(weight, bias)
+    linear = pack(weight, bias)
+    assert isinstance(linear, PackedLinear) == (threads == 1 or outputs == 600)
     weight.fill_(torch.nan)
     if bias is not None:
         bias.fill_(torch.nan)
