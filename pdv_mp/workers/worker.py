@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
 from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
+from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller
 from pdv_mp.speculation.ngram import make_index
@@ -112,6 +114,7 @@ class Worker:
 
     ``lanes``: by stage, how to reach the processes that host the others. A lane takes no work
     before it has said that it is ready: until then prompts wait, and the verifier decodes alone.
+    ``rehearsed``: what cycles took before, for the controller of draft lengths.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Worker:
         record: FlightRecord | None = None,
         lanes: Mapping[str, Send] | None = None,
         lock: Lock | None = None,
+        rehearsed: SequenceOf[CycleTimes] = (),
     ) -> None:
         self._config = config
         self._record = record
@@ -156,6 +160,7 @@ class Worker:
             if can_draft
             else FixedLength(0, resources.num_slots)
         )
+        self.controller.rehearsed(rehearsed)
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
