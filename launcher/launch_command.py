@@ -120,6 +120,8 @@ def _checked_launch(
     server = config.server
     if server.token_file is None and not is_loopback(server.host):
         say(f"warning: --insecure: whoever can reach {server.host} may use this server")
+    if server.metrics_port is not None and not is_loopback(server.metrics_host):
+        say(f"warning: --insecure: whoever can reach {server.metrics_host} may read the metrics")
     return serve(config, ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
 
 
@@ -255,6 +257,7 @@ def _supervise(
             "run_dir": str(run_dir),
             "topology": row.name,
             "token_file": config.server.token_file,
+            **_service_endpoints(report),
             "pids": {"launcher": os.getpid(), **report.pids},
         }
         return json.dumps(facts, indent=2) + "\n"
@@ -267,8 +270,9 @@ def _supervise(
         if ready_fd is not None:
             with open(ready_fd, "w", encoding="utf-8") as pipe:
                 pipe.write(text)
+        others = "".join(f", {url}" for url in _service_endpoints(report).values())
         say(
-            f"ready on {front['endpoint']} and {front['ipc']} "
+            f"ready on {front['endpoint']} and {front['ipc']}{others} "
             f"(topology={row.name}, {len(report.pids)} processes, "
             f"{time.monotonic() - started:.1f} s)"
         )
@@ -295,6 +299,15 @@ def _supervise(
         parent_fd=parent_fd,
     )
     return supervisor.run()
+
+
+def _service_endpoints(report: ReadyReport) -> dict[str, str]:
+    """By the names of the processes that are clients of the front, where they serve others."""
+    found = {}
+    for name, facts in report.facts.items():
+        if name != FRONT and "endpoint" in facts:
+            found[name] = facts["endpoint"]
+    return found
 
 
 OMP_SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")

@@ -28,6 +28,9 @@ SUPERVISED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CONFIG_FILE = "config.json"
 """File name of the configuration in the run directory."""
 
+CLIENT_SOCKET = "client"
+"""File name, in the run directory, of the front's socket for clients."""
+
 READY_FILE = "ready.json"
 """File name, in the run directory, of what ``--ready-file`` says: endpoints, process ids."""
 
@@ -106,7 +109,7 @@ def _run_role(
     name: str, run_dir: Path, generations: Mapping[str, int], control: ControlClient
 ) -> None:
     from pdv_mp.config import ConfigError, EngineConfig
-    from pdv_mp.topology import FRONT, POOLS, topology_of
+    from pdv_mp.topology import FRONT, METRICS, POOLS, topology_of
 
     config = EngineConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     logging.basicConfig(
@@ -125,6 +128,10 @@ def _run_role(
         from pdv_mp.resources.pools_process import run_pools
 
         run_pools(config, run_dir, control)
+    elif name == METRICS:
+        from pdv_mp.metrics.http_server import run_metrics
+
+        run_metrics(config, run_dir, control)
     elif name in row.tokenizer_names:
         from pdv_mp.workers.tokenizer_process import run_tokenizer
 

@@ -15,6 +15,9 @@ POOLS = "pools"
 TOKENIZER = "tokenizer"
 """Name, without its number, of a process that tokenizes for the front."""
 
+METRICS = "metrics"
+"""Name of the process that answers Prometheus, where ``--metrics-port`` asks for one."""
+
 STAGES = ("prefill", "draft", "verify")
 """The stages that run a model, in the order in which a request first meets them."""
 
@@ -51,13 +54,16 @@ class Worker:
 class Topology:
     """One row: the workers of a replica, and the number of replicas.
 
-    ``tokenizers``: processes that tokenize; with none the front does it.
+    ``tokenizers``: processes that tokenize; with none the front does it. ``services``: names of
+    processes that are clients of the front and serve others, as ``metrics`` does; the launcher adds
+    them to the row.
     """
 
     name: str
     workers: tuple[Worker, ...]
     replicas: int = 1
     tokenizers: int = 0
+    services: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Topology:
@@ -65,7 +71,8 @@ class Topology:
         workers = tuple(
             Worker(**{**worker, "stages": tuple(worker["stages"])}) for worker in values["workers"]
         )
-        return cls(**{**values, "workers": workers})
+        services = tuple(values.get("services", ()))
+        return cls(**{**values, "workers": workers, "services": services})
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -100,7 +107,7 @@ class Topology:
     def process_names(self) -> tuple[str, ...]:
         """Names of all processes that serve, the front first."""
         pools = (POOLS,) if self.has_pools else ()
-        return (FRONT, *pools, *self.worker_names, *self.tokenizer_names)
+        return (FRONT, *pools, *self.worker_names, *self.tokenizer_names, *self.services)
 
     def place(self, process_name: str) -> tuple[Worker, int]:
         """The row and the replica of a worker process. Raises KeyError for any other name."""

@@ -38,6 +38,7 @@ from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.waiting import Timer
+from pdv_mp.process import CLIENT_SOCKET, READY_FILE
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
@@ -48,9 +49,6 @@ from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.trace import open_trace
 
 logger = logging.getLogger(__name__)
-
-CLIENT_SOCKET = "client"
-"""File name of the clients' socket in the run directory."""
 
 MESSAGES_PER_TURN = 64
 """Most messages taken from one socket before the others are looked at again."""
@@ -190,6 +188,7 @@ class Front:
     def listen(self, run_dir: Path) -> None:
         """Bind the clients' socket and tell the supervisor where. Raises ConfigError."""
         self._handoffs.trace = open_trace(self._config, run_dir, FRONT, 0)
+        self._reporter.read_from(run_dir / READY_FILE)
         server = self._config.server
         router = self._clients.socket
         try:
@@ -291,6 +290,7 @@ class Front:
         if not replica.restarting:
             while (message := edge.receive()) is not None:
                 self._take(replica, message)
+        self._reporter.departed(replica)
         self._poller.unregister(edge.socket)
         batch = edge.reopen(order.generation)
         self._poller.register(edge.socket, zmq.POLLIN)
@@ -364,6 +364,7 @@ class Front:
         elif isinstance(message, engine_wire.PromptLogprobs):
             self._service.prompt_logprobs(replica, message)
         elif isinstance(message, engine_wire.InfoReply):
+            self._reporter.heard(replica, message.info)
             self._inquiries.heard(replica, message)
         elif isinstance(message, engine_wire.EngineReady) and replica.restarting:
             self._resume(replica, message.facts)
