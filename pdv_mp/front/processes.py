@@ -19,8 +19,9 @@ class ProcessorUse:
         self._known: dict[int, psutil.Process] = {}
 
     def of(self, processes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-        """By name, of the processes with these ids: ``seconds`` of CPU time since its start, in all
-        its threads, and how many ``threads`` it has. Those that are gone are missing."""
+        """By name, of the processes with these ids: its ``pid``, ``seconds`` of CPU time since its
+        start, in all its threads, and how many ``threads`` it has. Those that are gone are
+        missing."""
         found = {}
         for name, pid in processes.items():
             try:
@@ -32,7 +33,8 @@ class ProcessorUse:
                 self._known.pop(pid, None)
                 continue
             self._known[pid] = process
-            found[name] = {"seconds": times.user + times.system, "threads": threads}
+            seconds = times.user + times.system
+            found[name] = {"pid": pid, "seconds": seconds, "threads": threads}
         for pid in self._known.keys() - set(processes.values()):
             del self._known[pid]
         return found

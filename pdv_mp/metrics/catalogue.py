@@ -119,12 +119,12 @@ def _sum_of(*paths: tuple[str, ...]) -> Read:
     return read
 
 
-_RUNNING = (
+RUNNING = (
     ("stages", "prefill", "prompts"),
     ("stages", "verify", "ready"),
     ("stages", "verify", "running"),
 )
-_WAITING = (
+WAITING = (
     ("counters", "untokenized_requests"),
     ("counters", "waiting_requests"),
     ("stages", "prefill", "waiting"),
@@ -332,13 +332,13 @@ VLLM: tuple[Metric, ...] = (
         "vllm:num_requests_running",
         "gauge",
         "Requests that hold a slot: being prefilled, waiting for a place in the batch, or in it.",
-        _sum_of(*_RUNNING),
+        _sum_of(*RUNNING),
     ),
     Metric(
         "vllm:num_requests_waiting",
         "gauge",
         "Requests without a slot: being tokenized, or waiting in the front or the scheduler.",
-        _sum_of(*_WAITING),
+        _sum_of(*WAITING),
     ),
     Metric(
         "vllm:kv_cache_usage_perc",

@@ -21,6 +21,7 @@ from pdv_mp.process import CLIENT_SOCKET
 from pdv_mp.token_file import read_token
 from pdv_mp.topology import METRICS
 from pdv_mp.wire.control import Ready, Stop
+from pdv_mp.wire.protocol import ProtocolError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self._answer(HTTPStatus.OK, self.server.scraper.text(), CONTENT_TYPE)
-        except (ServerUnreachable, ServerError) as error:
+        except (ServerUnreachable, ServerError, ProtocolError) as error:
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n", "text/plain")
 
     do_HEAD = do_GET
@@ -116,7 +117,8 @@ class MetricsServer(ThreadingHTTPServer):
 
 
 def run_metrics(config: EngineConfig, run_dir: Path, control: ControlClient) -> None:
-    """Serve metrics until the supervisor says stop. Raises ConfigError if the port cannot be used."""
+    """Serve metrics until the supervisor says stop. Raises ConfigError for a port that cannot be
+    used."""
     options = config.server
     token = None if options.token_file is None else read_token(Path(options.token_file))
     scraper = Scraper(f"ipc://{run_dir / CLIENT_SOCKET}", token)

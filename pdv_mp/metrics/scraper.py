@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pdv_mp.client.client import Client
+from pdv_mp.client.client import Client, ServerError, ServerUnreachable
 from pdv_mp.metrics.exposition import exposition
+from pdv_mp.wire.protocol import ProtocolError
 
 SECONDS_VALID = 1.0
 """However many scrape however often, the front is asked no more often than this."""
@@ -35,7 +36,7 @@ class Scraper:
 
     def text(self) -> str:
         """The metrics, at most a second old. Raises ServerUnreachable where the front does not
-        answer, ServerError where it refuses to."""
+        answer, ServerError where it refuses to, ProtocolError for an answer that is none."""
         with self._lock:
             now = time.monotonic()
             if not self._asked or now >= self._asked + SECONDS_VALID:
@@ -49,7 +50,7 @@ class Scraper:
         try:
             info: Mapping[str, Any] = self._client.info()
             self._text = exposition(info)
-        except Exception as error:  # told to whoever asks within this second
+        except (ServerUnreachable, ServerError, ProtocolError) as error:
             self._error = error
         self._asked = time.monotonic()
 
