@@ -12,6 +12,9 @@ FRONT = "front"
 POOLS = "pools"
 """Name of the process that owns what several workers map: weights and KV."""
 
+GATEWAY = "gateway"
+"""Name of the process that speaks HTTP; a client of the front, and no part of a topology."""
+
 TOKENIZER = "tokenizer"
 """Name, without its number, of a process that tokenizes for the front."""
 

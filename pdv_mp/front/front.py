@@ -13,11 +13,12 @@ from typing import Any
 
 import zmq
 
-from pdv_mp.binding import bind_ipc, bind_tcp, resolve_host
+from pdv_mp.binding import CLIENT_SOCKET, bind_ipc, bind_tcp, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.authentication import Authentication
+from pdv_mp.front.chat_files import describe_chat
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.engine_facts import (
@@ -48,9 +49,6 @@ from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.trace import open_trace
 
 logger = logging.getLogger(__name__)
-
-CLIENT_SOCKET = "client"
-"""File name of the clients' socket in the run directory."""
 
 MESSAGES_PER_TURN = 64
 """Most messages taken from one socket before the others are looked at again."""
@@ -162,6 +160,7 @@ class Front:
         )
         self._first_facts = facts
         self._poller = zmq.Poller()
+        self._description = describe_chat(Path(config.model.model or ""))
         self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
         self._handoffs = Handoffs()
@@ -416,6 +415,11 @@ class Front:
             self._inquiries.ask(connection)
         elif isinstance(message, client_messages.Tokenize):
             self._service.intake.tokenize(connection, message)
+        elif isinstance(message, client_messages.Describe):
+            self._reply(connection, "description", **self._description)
+        elif message.bytes:
+            found = self._admission.bytes_of(message.id, message.ids)
+            self._reply(connection, "detokenized", id=message.id, bytes=found)
         else:
             text = self._admission.detokenize(message.id, message.ids)
             self._reply(connection, "detokenized", id=message.id, text=text)
