@@ -16,6 +16,7 @@ import psutil
 
 from launcher.checkpoint import check_weights
 from launcher.devices import check_device
+from launcher.gateway_child import checked_http
 from launcher.handoff_checks import check_handoff
 from pdv_mp.assets import draft_path, verifier_path
 from pdv_mp.binding import check_exposure, resolve_host
@@ -25,7 +26,7 @@ from pdv_mp.model.loading import check_pair, resolve_model
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.speculative_config import folded
 from pdv_mp.token_file import read_token, token_path
-from pdv_mp.topology import Topology, check_kv_handoff, services_of, topology_of
+from pdv_mp.topology import Topology, check_kv_handoff, topology_of
 
 NO_DRAFT = "none"
 
@@ -43,6 +44,7 @@ def prepare(config: EngineConfig) -> EngineConfig:
     row = topology_of(config)
     check_kv_handoff(config, row)
     server = _checked_server(config.server)
+    http = checked_http(config.http, insecure=server.insecure)
     model = _resolve(config.model)
     model = dataclasses.replace(model, device=common_device(row, model.device))
     check_device(model.device)
@@ -60,8 +62,7 @@ def prepare(config: EngineConfig) -> EngineConfig:
     check_handoff(config, row)
     cores = usable_cores() if config.handoff.exclusive_device else None
     table = with_threads(row, model.threads or cores)
-    table = dataclasses.replace(table, services=services_of(server))
-    config = dataclasses.replace(config, model=model, server=server, table=table)
+    config = dataclasses.replace(config, model=model, server=server, http=http, table=table)
     _check_kv_budget(config, shapes, longest)
     return config
 

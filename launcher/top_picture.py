@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from launcher.top_command import main as top
 from pdv_mp import LLM, Client, SamplingParams
 
 TOPOLOGY = "pdv"
-OPTIONS = {"num_speculative_tokens": 4, "metrics_port": 0}
+OPTIONS: dict[str, Any] = {"num_speculative_tokens": 4, "metrics_port": 0}
 CLIENTS = 6
 SECONDS = "5"
 

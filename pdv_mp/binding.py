@@ -14,6 +14,9 @@ from pdv_mp.config import ConfigError, ServerOptions
 
 LOOPBACK = "127.0.0.1"
 
+CLIENT_SOCKET = "client"
+"""File name of the clients' socket in the run directory."""
+
 
 def resolve_host(host: str, flag: str = "--host") -> str:
     """The IP address for ``--host``: an address (IPv6 with or without brackets), a name, or ``*``

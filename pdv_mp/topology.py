@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from pdv_mp.config import ConfigError, EngineConfig, SchedulingOptions, ServerOptions
-from pdv_mp.topology_rows import FRONT, METRICS, POOLS, STAGES, Topology, Worker
+from pdv_mp.config import ConfigError, EngineConfig, SchedulingOptions
+from pdv_mp.topology_rows import FRONT, POOLS, STAGES, Topology, Worker
 
 __all__ = [
     "FRONT",
-    "METRICS",
     "POOLS",
     "ROWS",
     "STAGES",
@@ -24,7 +23,6 @@ __all__ = [
     "Worker",
     "check_kv_handoff",
     "scheduling_of",
-    "services_of",
     "topology",
     "topology_of",
 ]
@@ -70,11 +68,6 @@ def topology_of(config: EngineConfig) -> Topology:
     Raises ConfigError as :func:`topology` does.
     """
     return topology(config.topology) if config.table is None else config.table
-
-
-def services_of(server: ServerOptions) -> tuple[str, ...]:
-    """Names of the processes that are clients of the front and serve others, as configured."""
-    return () if server.metrics_port is None else (METRICS,)
 
 
 def check_kv_handoff(config: EngineConfig, row: Topology) -> None:

@@ -12,11 +12,17 @@ FRONT = "front"
 POOLS = "pools"
 """Name of the process that owns what several workers map: weights and KV."""
 
-TOKENIZER = "tokenizer"
-"""Name, without its number, of a process that tokenizes for the front."""
+GATEWAY = "gateway"
+"""Name of the process that speaks HTTP; a client of the front, and no part of a topology."""
 
 METRICS = "metrics"
-"""Name of the process that answers Prometheus, where ``--metrics-port`` asks for one."""
+"""Name of the process that answers Prometheus; a client of the front like the gateway."""
+
+BESIDE = (GATEWAY, METRICS)
+"""Names of the processes that the launcher starts on request besides those of a topology."""
+
+TOKENIZER = "tokenizer"
+"""Name, without its number, of a process that tokenizes for the front."""
 
 STAGES = ("prefill", "draft", "verify")
 """The stages that run a model, in the order in which a request first meets them."""
@@ -54,16 +60,13 @@ class Worker:
 class Topology:
     """One row: the workers of a replica, and the number of replicas.
 
-    ``tokenizers``: processes that tokenize; with none the front does it. ``services``: names of
-    processes that are clients of the front and serve others, as ``metrics`` does; the launcher adds
-    them to the row.
+    ``tokenizers``: processes that tokenize; with none the front does it.
     """
 
     name: str
     workers: tuple[Worker, ...]
     replicas: int = 1
     tokenizers: int = 0
-    services: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Topology:
@@ -71,8 +74,7 @@ class Topology:
         workers = tuple(
             Worker(**{**worker, "stages": tuple(worker["stages"])}) for worker in values["workers"]
         )
-        services = tuple(values.get("services", ()))
-        return cls(**{**values, "workers": workers, "services": services})
+        return cls(**{**values, "workers": workers})
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -107,7 +109,7 @@ class Topology:
     def process_names(self) -> tuple[str, ...]:
         """Names of all processes that serve, the front first."""
         pools = (POOLS,) if self.has_pools else ()
-        return (FRONT, *pools, *self.worker_names, *self.tokenizer_names, *self.services)
+        return (FRONT, *pools, *self.worker_names, *self.tokenizer_names)
 
     def place(self, process_name: str) -> tuple[Worker, int]:
         """The row and the replica of a worker process. Raises KeyError for any other name."""

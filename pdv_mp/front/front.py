@@ -13,11 +13,12 @@ from typing import Any
 
 import zmq
 
-from pdv_mp.binding import bind_ipc, bind_tcp, resolve_host
+from pdv_mp.binding import CLIENT_SOCKET, bind_ipc, bind_tcp, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.authentication import Authentication
+from pdv_mp.front.chat_files import describe_chat
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.engine_facts import (
@@ -38,7 +39,7 @@ from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.waiting import Timer
-from pdv_mp.process import CLIENT_SOCKET, READY_FILE
+from pdv_mp.process import READY_FILE
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
@@ -160,6 +161,7 @@ class Front:
         )
         self._first_facts = facts
         self._poller = zmq.Poller()
+        self._description = describe_chat(Path(config.model.model or ""))
         self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
         self._handoffs = Handoffs()
@@ -417,6 +419,11 @@ class Front:
             self._inquiries.ask(connection)
         elif isinstance(message, client_messages.Tokenize):
             self._service.intake.tokenize(connection, message)
+        elif isinstance(message, client_messages.Describe):
+            self._reply(connection, "description", **self._description)
+        elif message.bytes:
+            found = self._admission.bytes_of(message.id, message.ids)
+            self._reply(connection, "detokenized", id=message.id, bytes=found)
         else:
             text = self._admission.detokenize(message.id, message.ids)
             self._reply(connection, "detokenized", id=message.id, text=text)

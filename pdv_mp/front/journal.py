@@ -71,8 +71,8 @@ class Request:
     ``killed``: the processes that died while they worked on it; ``deaths``: how many of them
     count, see :mod:`pdv_mp.front.quarantine`. ``held``: an entry that is not delivered yet.
     ``parking``: it was closed at the scheduler, to wait here again. ``ended``: its last message is
-    decided, though perhaps not yet sent. ``logprobs``, ``prompt_logprobs``: entries collected for its ``done``,
-    None where there will be none.
+    decided, though perhaps not yet sent. ``logprobs``, ``prompt_logprobs``: entries collected for
+    its ``done``, None where there will be none.
     """
 
     key: int

@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+from pdv_mp.topology_rows import BESIDE
+
 LAUNCHER = "launcher"
 
 
@@ -41,11 +43,10 @@ class ProcessorUse:
 
 
 class OtherProcesses:
-    """The launcher and the services, of which no scheduler knows: ``ready_file`` has their ids,
-    which the launcher writes anew whenever one has changed."""
+    """The launcher and those beside the topology, of which no scheduler knows. The launcher's
+    report has their ids; it is written anew whenever one has changed."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = (LAUNCHER, *names)
+    def __init__(self) -> None:
         self._file: Path | None = None
         self._written_ns = 0
         self._pids: dict[str, int] = {}
@@ -63,7 +64,8 @@ class OtherProcesses:
             written_ns = self._file.stat().st_mtime_ns
             if written_ns != self._written_ns:
                 pids = json.loads(self._file.read_text(encoding="utf-8"))["pids"]
-                self._pids = {name: pids[name] for name in self._names if name in pids}
+                names = (LAUNCHER, *BESIDE)
+                self._pids = {name: pids[name] for name in names if name in pids}
                 self._written_ns = written_ns
         except FileNotFoundError:
             return {}

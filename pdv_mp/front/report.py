@@ -48,7 +48,7 @@ class Reporter:
         self._facts = together(replicas)
         row = topology_of(config)
         self._roster = Roster(row, replicas)
-        self._others = OtherProcesses(row.services)
+        self._others = OtherProcesses()
         for tokenizer in tokenizers:
             self.seen(tokenizer.facts["processes"])
         self._instance = instance

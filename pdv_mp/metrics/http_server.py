@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pdv_mp.binding import resolve_host
+from pdv_mp.binding import CLIENT_SOCKET, resolve_host
 from pdv_mp.client.client import ServerError, ServerUnreachable
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.metrics.exposition import CONTENT_TYPE
 from pdv_mp.metrics.scraper import Scraper
-from pdv_mp.process import CLIENT_SOCKET
 from pdv_mp.token_file import read_token
-from pdv_mp.topology import METRICS
+from pdv_mp.topology_rows import METRICS
 from pdv_mp.wire.control import Ready, Stop
 from pdv_mp.wire.protocol import ProtocolError
 

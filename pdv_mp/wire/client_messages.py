@@ -37,6 +37,7 @@ class Generate:
     params: SamplingParams
     stream: bool = True
     timeline: bool = False
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +65,24 @@ class Tokenize:
 
     id: str
     prompt: str
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detokenize:
-    """``detokenize``: ids to text."""
+    """``detokenize``: ids to text, or to the bytes of each."""
 
     id: str
     ids: list[int]
+    bytes: bool = False
 
 
-ClientMessage = Hello | Generate | Cancel | Ping | Info | Tokenize | Detokenize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Describe:
+    """``describe``: answered with what a chat is written with."""
+
+
+ClientMessage = Hello | Generate | Cancel | Ping | Info | Tokenize | Detokenize | Describe
 
 
 def decode_client(
@@ -213,6 +221,7 @@ def _generate(fields: _Fields) -> Generate:
         params=params,
         stream=fields.boolean("stream", True),
         timeline=fields.boolean("timeline", False),
+        add_special_tokens=fields.boolean("add_special_tokens", True),
     )
 
 
@@ -234,11 +243,21 @@ def _info(fields: _Fields) -> Info:
 
 
 def _tokenize(fields: _Fields) -> Tokenize:
-    return Tokenize(id=fields.request_id(), prompt=fields.text("prompt"))
+    return Tokenize(
+        id=fields.request_id(),
+        prompt=fields.text("prompt"),
+        add_special_tokens=fields.boolean("add_special_tokens", True),
+    )
 
 
 def _detokenize(fields: _Fields) -> Detokenize:
-    return Detokenize(id=fields.request_id(), ids=fields.ids("ids"))
+    return Detokenize(
+        id=fields.request_id(), ids=fields.ids("ids"), bytes=fields.boolean("bytes", False)
+    )
+
+
+def _describe(fields: _Fields) -> Describe:
+    return Describe()
 
 
 _PARSERS: dict[str, Callable[[_Fields], ClientMessage]] = {
@@ -249,4 +268,5 @@ _PARSERS: dict[str, Callable[[_Fields], ClientMessage]] = {
     "info": _info,
     "tokenize": _tokenize,
     "detokenize": _detokenize,
+    "describe": _describe,
 }

@@ -237,6 +237,7 @@ def generate(
     *,
     stream: bool = True,
     timeline: bool = False,
+    add_special_tokens: bool = True,
 ) -> bytes:
     """The frame of a ``generate``; what has its default is left out.
 
@@ -260,6 +261,8 @@ def generate(
         fields["stream"] = False
     if timeline:
         fields["timeline"] = True
+    if not add_special_tokens:
+        fields["add_special_tokens"] = False
     return encode("generate", **fields)
 
 
