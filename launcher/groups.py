@@ -11,8 +11,8 @@ class RestartGroups:
     """What a death means for the other processes of a topology.
 
     A worker without a scheduler holds nothing that outlives an order, and a tokenizer nothing that
-    the front could not send again, so each is started again alone; so are the gateway and the metrics,
-    of which the others know nothing.
+    the front could not send again, so each is started again alone; so are the gateway and the
+    process of the metrics, of which the others know nothing.
     The scheduler holds the state of its replica: the other workers there would work for requests
     that nobody knows any more. The pools process holds the memory of all workers.
     """
