@@ -20,7 +20,7 @@ from pdv_mp.wire.protocol import ErrorCode
 
 _ABOUT = (
     "Messages of docs/protocol.md and their bytes in hexadecimal, made by `python -m "
-    "pdv_mp.wire.vectors > docs/protocol_vectors.json`. Any implementation must read these bytes as "
+    "pdv_mp.wire.vectors > docs/protocol_vectors.json`. Any implementation must read the bytes as "
     "these messages. Of a client's messages a shortest encoding in the order of the keys gives the "
     "same bytes; a server may write the numbers of log-probabilities longer. The server refuses "
     "the frames of `refused` with an error of that code."
