@@ -89,7 +89,7 @@ class GatewayService:
         if time.monotonic() - self._info_at < INFO_SECONDS:
             return self._info
         if self._asking is None:
-            self._asking = asyncio.create_task(self.backend.ask("info"))
+            self._asking = asyncio.create_task(self.backend.ask("info", batches=0))
             self._asking.add_done_callback(self._asked)
         return await asyncio.shield(self._asking)
 

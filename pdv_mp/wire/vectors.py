@@ -61,6 +61,7 @@ def client_frames() -> Iterator[tuple[str, bytes]]:
     yield "cancel", encode("cancel", id="r1")
     yield "ping", encode("ping", n=-129)
     yield "info", encode("info")
+    yield "info without batches", encode("info", batches=0)
     yield "tokenize", encode("tokenize", id="t1", prompt="a\tb\u0000c")
     bare = {"prompt": "<s>a", "add_special_tokens": False}
     yield "tokenize without special tokens", encode("tokenize", id="t2", **bare)

@@ -199,7 +199,7 @@ class SlowClient:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.asked = self.inside = 0
 
-    def info(self) -> dict[str, Any]:
+    def info(self, batches: int) -> dict[str, Any]:
         self.asked += 1
         self.inside += 1
         assert self.inside == 1, "a client is for one thread"
