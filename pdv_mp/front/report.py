@@ -41,6 +41,7 @@ class Reporter:
         handoffs: Handoffs,
     ) -> None:
         self._config = config
+        self._configuration = json.loads(config.to_json())
         self._replicas = replicas
         self._tokenizers = tokenizers
         self._facts = together(replicas)
@@ -135,7 +136,7 @@ class Reporter:
         return {
             "instance": self._instance,
             "version": pdv_mp.__version__,
-            "configuration": json.loads(self._config.to_json()),
+            "configuration": self._configuration,
             "facts": {**self._facts, "processes": dict(processes)},
             "topology": self._config.topology,
             "stages": engines.pop("stages", {}),

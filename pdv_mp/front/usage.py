@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from typing import Any
 
 from pdv_mp.front.memory import MemoryAccount
 from pdv_mp.front.processes import ProcessorUse
 from pdv_mp.memory.gpus import Gpus
+
+logger = logging.getLogger(__name__)
 
 Usage = dict[str, Any]
 """``memory``, ``cpu`` and ``gpus`` of ``info``."""
@@ -36,46 +41,44 @@ class UsageAccount:
 class UsageQuestions:
     """Has an account asked in a thread, one question after the other, so that the loop goes on.
 
-    ``fd`` becomes readable when there is an answer; then :meth:`take` hands it over.
+    ``fd`` becomes readable when there is an answer; then :meth:`take` hands it over. The thread is
+    started at the first question.
     """
 
     def __init__(self, account: UsageAccount) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._account = account
-        self._waiting: list[tuple[Mapping[str, int], Callable[[Usage], None]]] = []
+        self._questions: SimpleQueue[Mapping[str, int] | None] = SimpleQueue()
+        self._answers: SimpleQueue[Usage] = SimpleQueue()
+        self._waiting: deque[Callable[[Usage], None]] = deque()
         self._thread: threading.Thread | None = None
-        self._found: Usage = {"memory": {}, "cpu": {}, "gpus": []}
 
     def ask(self, processes: Mapping[str, int], answer: Callable[[Usage], None]) -> None:
         """``answer`` will be called, by :meth:`take`, with what these processes use."""
-        self._waiting.append((processes, answer))
-        self._begin()
-
-    def _begin(self) -> None:
-        if self._thread is None and self._waiting:
-            processes, _ = self._waiting[0]
-            self._thread = threading.Thread(target=self._ask, args=(processes,), name="usage")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="usage")
             self._thread.start()
+        self._waiting.append(answer)
+        self._questions.put(processes)
 
-    def _ask(self, processes: Mapping[str, int]) -> None:
-        try:
-            self._found = self._account.of(processes)
-        finally:
+    def _serve(self) -> None:
+        while (processes := self._questions.get()) is not None:
+            found: Usage = {"memory": {}, "cpu": {}, "gpus": []}
+            try:
+                found = self._account.of(processes)
+            except Exception:  # whoever asked, and asks later, gets an answer all the same
+                logger.exception("what the processes use could not be found out")
+            self._answers.put(found)
             os.eventfd_write(self.fd, 1)
 
     def take(self) -> None:
-        """Give the answer that has come to whoever asked for it."""
-        os.eventfd_read(self.fd)
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        _, answer = self._waiting.pop(0)
-        answer(self._found)
-        self._begin()
+        """Give the answers that have come to those who asked for them."""
+        for _ in range(os.eventfd_read(self.fd)):
+            self._waiting.popleft()(self._answers.get())
 
     def close(self) -> None:
-        """Wait for the thread, and forget who waits."""
+        """End the thread, and forget who waits."""
         if self._thread is not None:
+            self._questions.put(None)
             self._thread.join()
         os.close(self.fd)

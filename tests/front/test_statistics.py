@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import select
+from collections.abc import Mapping
 from typing import Any
 
 from front.front_harness import Entry, FakeClient, FrontUnderTest
 
 from pdv_mp.front.sums import Departed, merged
+from pdv_mp.front.usage import UsageAccount, UsageQuestions
 from pdv_mp.metrics.histogram import LATENCY_BOUNDS_NS
 from pdv_mp.wire import engine as wire
 from pdv_mp.wire.engine import Finish
@@ -89,6 +92,34 @@ def test_the_processes_cores_are_told(front: FrontUnderTest) -> None:
     assert info["cpu"]["front"]["pid"] == info["processes"]["front"]
     assert info["gpus"] == []
     assert set(info["restarts"].values()) == {0}
+
+
+class BrokenAccount(UsageAccount):
+    """Fails at every second question."""
+
+    def __init__(self) -> None:
+        super().__init__(on_gpu=False)
+        self.asked = 0
+
+    def of(self, processes: Mapping[str, int]) -> dict[str, Any]:
+        self.asked += 1
+        if self.asked % 2:
+            raise RuntimeError("no answer this time")
+        return {"memory": dict(processes)}
+
+
+def test_whoever_asks_what_processes_use_gets_an_answer() -> None:
+    questions = UsageQuestions(BrokenAccount())
+    found: list[Any] = []
+    try:
+        for number in range(4):
+            questions.ask({"front": number}, lambda usage: found.append(usage["memory"]))
+        while len(found) < 4:
+            assert select.select([questions.fd], [], [], 60)[0]
+            questions.take()
+    finally:
+        questions.close()
+    assert found == [{}, {"front": 1}, {}, {"front": 3}]
 
 
 def answer(count: int, length: str) -> dict[str, Any]:
