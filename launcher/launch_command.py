@@ -164,9 +164,9 @@ def make_command() -> click.Command:
             ["--ready-file"],
             type=click.Path(path_type=Path),
             metavar="PATH",
-            help="when ready, write a JSON file: endpoint, ipc, http, run_dir, topology, "
-            "token_file, pids; it is written anew when a process was restarted, and removed at the "
-            "end, but stays if pdv-launch itself is killed by SIGKILL",
+            help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, token_file, "
+            "pids, and http with --http-port; it is written anew when a process was restarted, and "
+            "removed at the end, but stays if pdv-launch itself is killed by SIGKILL",
         ),
         click.Option(
             ["--ready-fd"],
@@ -271,12 +271,13 @@ def _supervise(
         facts = {
             "endpoint": front["endpoint"],
             "ipc": front["ipc"],
-            "http": url,
             "run_dir": str(run_dir),
             "topology": row.name,
             "token_file": config.server.token_file,
             "pids": {"launcher": os.getpid(), **report.pids},
         }
+        if url is not None:
+            facts["http"] = url
         return json.dumps(facts, indent=2) + "\n"
 
     def on_ready(report: ReadyReport) -> None:

@@ -7,7 +7,10 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
+
+import httpx
 
 SECONDS = 60.0
 
@@ -63,3 +66,14 @@ def events(text: str) -> list[dict[str, Any]]:
     *found, last = [part.removeprefix("data: ") for part in parts]
     assert last == "[DONE]"
     return [json.loads(part) for part in found]
+
+
+def wait_idle(http: httpx.Client, seconds: float = SECONDS) -> float:
+    """Until nothing is open at the server; how long that took."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        counters = http.get("/server_info").json()["counters"]
+        if not counters["open_requests"] and not counters["closing_requests"]:
+            return time.monotonic() - started
+        time.sleep(0.05)
+    raise TimeoutError("requests stay open")
