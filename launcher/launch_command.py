@@ -38,7 +38,7 @@ from pdv_mp.model.errors import ModelError
 from pdv_mp.process import CONFIG_FILE, READY_FILE
 from pdv_mp.speculative_config import ngram_of
 from pdv_mp.topology import FRONT, topology, topology_of
-from pdv_mp.topology_rows import GATEWAY
+from pdv_mp.topology_rows import GATEWAY, METRICS
 
 
 class LaunchCommand(click.Command):
@@ -124,6 +124,8 @@ def _checked_launch(
     server = config.server
     if server.token_file is None and not is_loopback(server.host):
         say(f"warning: --insecure: whoever can reach {server.host} may use this server")
+    if server.metrics_port is not None and not is_loopback(server.metrics_host):
+        say(f"warning: --insecure: whoever can reach {server.metrics_host} may read the metrics")
     if exposed(config.http):
         say(f"warning: --insecure: whoever can reach {config.http.http_host} may use the gateway")
     return serve(config, ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
@@ -165,8 +167,9 @@ def make_command() -> click.Command:
             type=click.Path(path_type=Path),
             metavar="PATH",
             help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, token_file, "
-            "pids, and http with --http-port; it is written anew when a process was restarted, and "
-            "removed at the end, but stays if pdv-launch itself is killed by SIGKILL",
+            "pids, http with --http-port, metrics with --metrics-port; it is written anew when a "
+            "process was restarted, and removed at the end, but stays if pdv-launch itself is "
+            "killed by SIGKILL",
         ),
         click.Option(
             ["--ready-fd"],
@@ -265,6 +268,10 @@ def _supervise(
     row = topology_of(config)
     url = None if listener is None else url_of(listener)
     files = [path for path in (run_dir / READY_FILE, ready_file) if path is not None]
+    beside = (
+        *(() if listener is None else (GATEWAY,)),
+        *(() if config.server.metrics_port is None else (METRICS,)),
+    )
 
     def describe(report: ReadyReport) -> str:
         front = report.facts[FRONT]
@@ -276,8 +283,8 @@ def _supervise(
             "token_file": config.server.token_file,
             "pids": {"launcher": os.getpid(), **report.pids},
         }
-        if url is not None:
-            facts["http"] = url
+        places = {"http": url, "metrics": _metrics_url(report)}
+        facts.update({name: place for name, place in places.items() if place is not None})
         return json.dumps(facts, indent=2) + "\n"
 
     def on_ready(report: ReadyReport) -> None:
@@ -288,8 +295,9 @@ def _supervise(
         if ready_fd is not None:
             with open(ready_fd, "w", encoding="utf-8") as pipe:
                 pipe.write(text)
+        endpoints = filter(None, [front["endpoint"], url, _metrics_url(report)])
         say(
-            f"ready on {', '.join(filter(None, [front['endpoint'], url]))} and {front['ipc']} "
+            f"ready on {', '.join(endpoints)} and {front['ipc']} "
             f"(topology={row.name}, {len(report.pids)} processes, "
             f"{time.monotonic() - started:.1f} s)"
         )
@@ -318,9 +326,15 @@ def _supervise(
             max_restarts=config.server.max_restarts, window=config.server.restart_window
         ),
         parent_fd=parent_fd,
-        beside=() if listener is None else (GATEWAY,),
+        beside=beside,
     )
     return supervisor.run()
+
+
+def _metrics_url(report: ReadyReport) -> str | None:
+    """Where the metrics are, if they are served."""
+    url: str | None = report.facts.get(METRICS, {}).get("endpoint")
+    return url
 
 
 OMP_SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")

@@ -356,6 +356,30 @@ class ServerOptions(_Checked):
     insecure: bool = option(
         False, help="serve other machines without a token: anyone who can connect may use it"
     )
+    metrics_port: int | None = option(
+        None,
+        help="HTTP port on which a process of its own answers Prometheus at /metrics; 0 picks a "
+        "free one (default: no such process)",
+        minimum=0,
+        maximum=65535,
+    )
+    metrics_host: str = option(
+        "127.0.0.1",
+        help="address of --metrics-port; one that other machines can reach needs --insecure, since "
+        "whoever can connect may read the metrics",
+        metavar="ADDRESS",
+    )
+    goodput_ttft_ms: float = option(
+        2000.0,
+        help="milliseconds to the first token within which a request can count as goodput",
+        minimum=0.0,
+    )
+    goodput_tpot_ms: float = option(
+        100.0,
+        help="milliseconds per output token after the first within which a request can count as "
+        "goodput",
+        minimum=0.0,
+    )
     max_message_bytes: int = option(
         4 * 1024 * 1024,
         help="largest message that a client may send",

@@ -111,6 +111,7 @@ def _run_role(
 ) -> None:
     from pdv_mp.config import ConfigError, EngineConfig
     from pdv_mp.topology import FRONT, POOLS, topology_of
+    from pdv_mp.topology_rows import METRICS
 
     config = EngineConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     logging.basicConfig(
@@ -119,7 +120,7 @@ def _run_role(
         force=True,
     )
     row = topology_of(config)
-    if name not in row.process_names:
+    if name not in (*row.process_names, METRICS):
         raise ConfigError(f"topology {row.name!r} has no process {name!r}")
     if name == FRONT:
         from pdv_mp.front import run_front
@@ -129,6 +130,10 @@ def _run_role(
         from pdv_mp.resources.pools_process import run_pools
 
         run_pools(config, run_dir, control)
+    elif name == METRICS:
+        from pdv_mp.metrics.http_server import run_metrics
+
+        run_metrics(config, run_dir, control)
     elif name in row.tokenizer_names:
         from pdv_mp.workers.tokenizer_process import run_tokenizer
 

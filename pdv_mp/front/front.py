@@ -39,6 +39,7 @@ from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.waiting import Timer
+from pdv_mp.process import READY_FILE
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
@@ -189,6 +190,7 @@ class Front:
     def listen(self, run_dir: Path) -> None:
         """Bind the clients' socket and tell the supervisor where. Raises ConfigError."""
         self._handoffs.trace = open_trace(self._config, run_dir, FRONT, 0)
+        self._reporter.read_from(run_dir / READY_FILE)
         server = self._config.server
         router = self._clients.socket
         try:
@@ -290,6 +292,7 @@ class Front:
         if not replica.restarting:
             while (message := edge.receive()) is not None:
                 self._take(replica, message)
+        self._reporter.departed(replica)
         self._poller.unregister(edge.socket)
         batch = edge.reopen(order.generation)
         self._poller.register(edge.socket, zmq.POLLIN)
@@ -363,6 +366,7 @@ class Front:
         elif isinstance(message, engine_wire.PromptLogprobs):
             self._service.prompt_logprobs(replica, message)
         elif isinstance(message, engine_wire.InfoReply):
+            self._reporter.heard(replica, message.info)
             self._inquiries.heard(replica, message)
         elif isinstance(message, engine_wire.EngineReady) and replica.restarting:
             self._resume(replica, message.facts)

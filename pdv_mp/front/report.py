@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pdv_mp
@@ -17,16 +18,16 @@ from pdv_mp.front.inquiries import EngineInfo
 from pdv_mp.front.memory import MemoryAccount
 from pdv_mp.front.outbox import Connection
 from pdv_mp.front.peer_edge import PeerEdge
+from pdv_mp.front.processes import OtherProcesses, ProcessorUse
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
+from pdv_mp.front.sums import Departed, merged
 from pdv_mp.front.tokenizers import Tokenizer
+from pdv_mp.memory.gpus import Gpus
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.handoffs import report as handoff_report
-
-_ALIKE = ("block_size",)
-"""Numbers in a scheduler's answer that are the same for all replicas and are not summed."""
 
 
 class Reporter:
@@ -45,17 +46,35 @@ class Reporter:
         self._replicas = replicas
         self._tokenizers = tokenizers
         self._facts = together(replicas)
-        self._roster = Roster(topology_of(config), replicas)
+        row = topology_of(config)
+        self._roster = Roster(row, replicas)
+        self._others = OtherProcesses()
         for tokenizer in tokenizers:
             self.seen(tokenizer.facts["processes"])
         self._instance = instance
         self._limits = limits
-        self._memory = MemoryAccount(on_gpu=str(self._facts["device"]).startswith("cuda"))
+        on_gpu = str(self._facts["device"]).startswith("cuda")
+        self._memory = MemoryAccount(on_gpu=on_gpu)
+        self._gpus = Gpus() if on_gpu else None
+        self._cpu = ProcessorUse()
+        self._departed = Departed()
         self._handoffs = handoffs
+
+    def read_from(self, ready_file: Path) -> None:
+        """Where the launcher's report will be, which names the processes that are clients."""
+        self._others.read_from(ready_file)
 
     def died(self, name: str) -> None:
         """The process ``name`` died and is being started again."""
         self._roster.died(name)
+
+    def heard(self, replica: Replica, answer: dict[str, Any]) -> None:
+        """A scheduler says what it has counted."""
+        self._departed.heard(replica.number, answer)
+
+    def departed(self, replica: Replica) -> None:
+        """All that the dead scheduler of a replica had sent has been heard."""
+        self._departed.died(replica.number)
 
     def restarted(self, replica: Replica) -> None:
         """A replica's worker is back."""
@@ -98,10 +117,11 @@ class Reporter:
         for answer in found.values():
             self._roster.seen(answer.get("processes", {}))
         service.tokenizers.count_sent()
-        engines = merged([found[number] for number in sorted(found)])
+        engines = merged([*(found[number] for number in sorted(found)), self._departed.counts])
         handoffs = merged([engines.pop("handoffs", {}), self._handoffs.as_dict()])
         processes = self._roster.processes
         everyone = {FRONT: os.getpid(), **processes}
+        others = self._others.pids
         counters = {
             **engines.pop("counters", {}),
             "open_requests": len(service.journal.open),
@@ -117,6 +137,7 @@ class Reporter:
         }
         return {
             "instance": self._instance,
+            "version": pdv_mp.__version__,
             "configuration": json.loads(self._config.to_json()),
             "facts": {**self._facts, "processes": dict(processes)},
             "topology": self._config.topology,
@@ -140,7 +161,11 @@ class Reporter:
             "handoffs": handoff_report(handoffs),
             **engines,
             "processes": everyone,
-            "memory": self._memory.of(everyone),
+            "memory": self._memory.of({**everyone, **others}),
+            "cpu": self._cpu.of({**everyone, **others}),
+            "gpus": [] if self._gpus is None else self._gpus.sample(),
+            "restarts": dict(self._roster.restarts_of),
+            "served": service.statistics.as_dict(),
         }
 
 
@@ -155,6 +180,7 @@ def _replica_fields(replica: Replica, answer: dict[str, Any]) -> dict[str, Any]:
         "stages": answer.get("stages", {}),
         "pools": answer.get("pools", {}),
         "counters": answer.get("counters", {}),
+        "controller": next(iter(answer.get("speculation", {}).get("controllers", ())), {}),
     }
 
 
@@ -167,27 +193,6 @@ def _tokenizer_fields(tokenizer: Tokenizer) -> dict[str, Any]:
         "outstanding_texts": len(tokenizer.texts),
         "outstanding_bytes": tokenizer.outstanding_bytes,
     }
-
-
-def merged(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several schedulers' answers as one: numbers summed, maps merged, lists joined; a flag is true
-    if one is, and of anything else the first counts."""
-    result: dict[str, Any] = {}
-    for value in values:
-        for name, item in value.items():
-            result[name] = _sum(name, result[name], item) if name in result else item
-    return result
-
-
-def _sum(name: str, one: Any, other: Any) -> Any:
-    if isinstance(one, dict) and isinstance(other, dict):
-        return merged((one, other))
-    if isinstance(one, list) and isinstance(other, list):
-        return one + other
-    if isinstance(one, bool) and isinstance(other, bool):
-        return one or other
-    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
-    return one + other if numbers and name not in _ALIKE else one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pdv_mp.metrics.histogram import BUCKETS_PER_OCTAVE
 from pdv_mp.wire.engine import Tokens
 from pdv_mp.wire.frames import Stamps
 from pdv_mp.workers.trace import EDGES, Trace
@@ -35,9 +36,6 @@ BUSY = "busy"
 
 _ARRIVAL = (*PARTS[:3], BUSY)
 _HERE = ""
-
-BUCKETS_PER_OCTAVE = 16
-"""A percentile is right to 2 ** (1 / 32), about 2 %."""
 
 SAMPLES_WAITING = 4096
 """Samples of one kind that wait to be counted."""
