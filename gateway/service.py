@@ -83,7 +83,7 @@ class GatewayService:
         """The server's ``info``; who asks while it is on its way gets the same one. Raises
         ServerError, ServerUnreachable."""
         if self._asking is None:
-            self._asking = asyncio.create_task(self.backend.ask("info"))
+            self._asking = asyncio.create_task(self.backend.ask("info", batches=0))
             self._asking.add_done_callback(self._asked)
         return await asyncio.shield(self._asking)
 

@@ -108,7 +108,7 @@ class _Watch:
     def look(self) -> None:
         """Ask once. Raises ServerUnreachable or ProtocolError without an answer, ServerError for a
         refusal."""
-        self._window.add(Snapshot(time.monotonic(), self._client.info()))
+        self._window.add(Snapshot(time.monotonic(), self._client.info(batches=0)))
         self._heard = time.monotonic()
 
     @property

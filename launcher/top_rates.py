@@ -53,6 +53,12 @@ def number(info: Any, *path: str) -> Any:
     return info
 
 
+def table(info: Any, *path: str) -> Mapping[str, Any]:
+    """The map at a path of keys; an empty one where one is missing."""
+    found: Mapping[str, Any] = number(info, *path) or {}
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Two snapshots of one server; rates are None where they are the same one."""
@@ -87,10 +93,10 @@ class Span:
 
     def latency(self, name: str, share: float) -> float | None:
         """A quantile in s of one of ``info.served``'s latencies; None without samples."""
-        after = number(self.after.info, "served", "latencies", name)
+        after = table(self.after.info, "served", "latencies", name)
         if not after:
             return None
-        before = number(self.before.info, "served", "latencies", name) or None
+        before = table(self.before.info, "served", "latencies", name) or None
         if self.before is self.after:
             before = None
         counts = difference(after, before)["counts"]
@@ -126,7 +132,7 @@ class Span:
     @property
     def handoffs(self) -> dict[str, Any]:
         """``info.handoffs`` of this time; since the start where there is one snapshot only."""
-        after: dict[str, Any] = number(self.after.info, "handoffs") or {}
+        after = table(self.after.info, "handoffs")
         if self.before is self.after:
-            return after
-        return between(number(self.before.info, "handoffs") or {}, after)
+            return dict(after)
+        return between(table(self.before.info, "handoffs"), after)

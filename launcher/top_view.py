@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from launcher.top_rates import Info, Span, number
+from launcher.top_rates import Info, Span, number, table
 from pdv_mp.metrics.catalogue import PHASES, RUNNING, WAITING
 
 WIDTH = 80
@@ -79,7 +79,7 @@ def _counts(span: Span) -> Table:
     running = _sum(info, RUNNING)
     slots, blocks = number(info, "pools", "slots"), number(info, "pools", "blocks")
     used = number(info, "pools", "blocks_in_use") / blocks if blocks else 0.0
-    errors = sum(number(info, "counters", "errors").values())
+    errors = sum(table(info, "counters", "errors").values())
     rows = (
         ("requests/s", _number(span.finished), "goodput/s", _good(span)),
         ("tokens/s", _number(span.rate("served", "generation_tokens")), "errors", str(errors)),
@@ -88,13 +88,13 @@ def _counts(span: Span) -> Table:
         ("KV used", _percent(used), "blocks", str(blocks)),
         ("open", _count(info, "open_requests"), "clients", _count(info, "connections")),
     )
-    table = Table.grid(padding=(0, 2, 0, 0))
+    drawn = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(2):
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(style="bold", justify="right", min_width=7, no_wrap=True)
+        drawn.add_column(style="dim", no_wrap=True)
+        drawn.add_column(style="bold", justify="right", min_width=7, no_wrap=True)
     for row in rows:
-        table.add_row(*row)
-    return table
+        drawn.add_row(*row)
+    return drawn
 
 
 def _good(span: Span) -> str:
@@ -110,11 +110,11 @@ def _sum(info: Info, paths: Sequence[tuple[str, ...]]) -> int:
 
 
 def _latencies(span: Span) -> Table:
-    table = _table("latency", "p50", "p90", "p99")
+    drawn = _table("latency", "p50", "p90", "p99")
     for title, name in _LATENCIES.items():
         shares = [span.latency(name, share) for share in (0.5, 0.9, 0.99)]
-        table.add_row(title, *map(_seconds, shares))
-    return table
+        drawn.add_row(title, *map(_seconds, shares))
+    return drawn
 
 
 def _speculation(span: Span) -> Text:
@@ -149,25 +149,25 @@ def _bars(shares: Sequence[float]) -> str:
 
 def _table(*columns: str) -> Table:
     """The first column is text, the others are numbers."""
-    table = Table(
+    drawn = Table(
         header_style="bold cyan",
         box=None,
         padding=(0, 1),
         pad_edge=False,
     )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
+        drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    return drawn
 
 
 def _processes(span: Span) -> Table:
     info = span.info
-    on_gpu = any("vram" in memory for memory in number(info, "memory").values())
+    on_gpu = any("vram" in memory for memory in table(info, "memory").values())
     columns = ("process", "pid", "CPU", "threads", "RSS", "PSS", "restarts")
-    table = _table(*columns, *(("GPU",) if on_gpu else ()), "")
+    drawn = _table(*columns, *(("GPU",) if on_gpu else ()), "")
     away = set(info["away"])
-    for name in dict.fromkeys([*info["processes"], *sorted(away), *number(info, "cpu")]):
-        memory = number(info, "memory", name) or {}
+    for name in dict.fromkeys([*info["processes"], *sorted(away), *table(info, "cpu")]):
+        memory = table(info, "memory", name)
         row = [
             name,
             str(number(info, "cpu", name, "pid") or ""),
@@ -180,10 +180,10 @@ def _processes(span: Span) -> Table:
         if on_gpu:
             row.append(_bytes(memory.get("vram")))
         if name in away:
-            table.add_row(*row, "restarting", style="red")
+            drawn.add_row(*row, "restarting", style="red")
         else:
-            table.add_row(*row, "")
-    return table
+            drawn.add_row(*row, "")
+    return drawn
 
 
 def _cores(span: Span, name: str) -> float | None:
@@ -193,22 +193,22 @@ def _cores(span: Span, name: str) -> float | None:
 
 
 def _gpus(span: Span) -> Table:
-    table = _table("GPU", "busy", "memory", "of")
+    drawn = _table("GPU", "busy", "memory", "of")
     for gpu in span.info["gpus"]:
-        table.add_row(
+        drawn.add_row(
             f"{gpu['index']} {gpu['name']}",
             _percent(gpu.get("utilisation")),
             _bytes(gpu.get("memory_used")),
             _bytes(gpu.get("memory_total")),
         )
-    return table
+    return drawn
 
 
 # ------------------------------------------------------------------ stages and edges
 
 
 def _stages(span: Span) -> Table:
-    table = _table("stage", "batches/s", "batch", "tokens/s", "queue", "busy", "forming", "")
+    drawn = _table("stage", "batches/s", "batch", "tokens/s", "queue", "busy", "forming", "")
     for stage in ("prefill", "draft", "verify"):
         totals = number(span.info, "batch_totals", stage)
         if not totals:
@@ -219,7 +219,7 @@ def _stages(span: Span) -> Table:
         queue = str(sum(number(span.info, *path) for path in paths)) if paths else ""
         busy = span.rate("batch_totals", stage, "compute_ns")
         forming = span.rate("batch_totals", stage, "batch_ns")
-        table.add_row(
+        drawn.add_row(
             stage,
             _number(span.rate("batch_totals", stage, "batches")),
             _number(mean),
@@ -229,7 +229,7 @@ def _stages(span: Span) -> Table:
             _percent(None if forming is None else forming / 1e9),
             _gauge(busy),
         )
-    return table
+    return drawn
 
 
 def _gauge(busy_ns: float | None) -> Text:
@@ -239,7 +239,7 @@ def _gauge(busy_ns: float | None) -> Text:
 
 
 def _edges(span: Span) -> Table:
-    table = _table("edge", "msgs/s", "kB/s", "mean", "mostly", "p50", "p99")
+    drawn = _table("edge", "msgs/s", "kB/s", "mean", "mostly", "p50", "p99")
     for edge, handoff in span.handoffs.items():
         parts = {name: handoff["parts"][name] for name in PHASES if name in handoff["parts"]}
         if not parts:
@@ -247,7 +247,7 @@ def _edges(span: Span) -> Table:
         largest = max(parts, key=lambda name: float(parts[name]["mean_us"]))
         seconds = span.seconds
         count = handoff["messages"] or handoff["local"]
-        table.add_row(
+        drawn.add_row(
             edge if handoff["messages"] else Text(edge, style="dim"),
             _number(count / seconds if seconds else None),
             _number(handoff["bytes"] / seconds / 1000 if seconds else None),
@@ -256,7 +256,7 @@ def _edges(span: Span) -> Table:
             _microseconds(parts[largest]["p50_us"]),
             _microseconds(parts[largest]["p99_us"]),
         )
-    return table
+    return drawn
 
 
 # ------------------------------------------------------------------ numbers

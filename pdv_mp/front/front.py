@@ -37,6 +37,7 @@ from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
+from pdv_mp.front.usage import Usage, UsageAccount, UsageQuestions
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.waiting import Timer
 from pdv_mp.process import READY_FILE
@@ -182,6 +183,8 @@ class Front:
             config, replicas, tokenizers, self._instance, model, self._handoffs
         )
         self._inquiries = Inquiries(replicas, self._answer_info)
+        on_gpu = str(facts["device"]).startswith("cuda")
+        self._usage = UsageQuestions(UsageAccount(on_gpu=on_gpu))
         self._endpoints: list[str] = []
         self._owes_drained = False
         self._stopped = False
@@ -212,7 +215,7 @@ class Front:
         clients, newcomers = self._clients, self._clients.newcomers
         edges = (edge.socket for edge in self._edges)
         of_clients = (clients.socket, newcomers.socket, clients.unfinished.socket)
-        for polled in (self._control.socket, *edges, *of_clients):
+        for polled in (self._control.socket, *edges, *of_clients, self._usage.fd):
             poller.register(polled, zmq.POLLIN)
         while not self._stopped:
             self._set_timer()
@@ -231,12 +234,15 @@ class Front:
             newcomers.admit(MESSAGES_PER_TURN)
             clients.unfinished.note_accepted(newcomers.last_number)
             self._take_from_clients()
+            if self._usage.fd in readable:
+                self._usage.take()
             self._do_what_is_due()
         self._flush()
 
     def close(self) -> None:
         """Close the clients' socket."""
         self._clients.close(LINGER_SECONDS)
+        self._usage.close()
         if self._timer is not None:
             self._timer.close()
 
@@ -416,7 +422,7 @@ class Front:
             self._authentication.hello(connection, message)
             self._reply(connection, "welcome", **self._reporter.welcome(connection))
         elif isinstance(message, client_messages.Info):
-            self._inquiries.ask(connection)
+            self._inquiries.ask(connection, message.batches)
         elif isinstance(message, client_messages.Tokenize):
             self._service.intake.tokenize(connection, message)
         elif isinstance(message, client_messages.Describe):
@@ -435,8 +441,12 @@ class Front:
         if not connections:
             return
         fields = self._reporter.info(self._service, self._clients, self._endpoints, found)
-        for connection in connections:
-            self._reply(connection, "info", **fields)
+
+        def answer(usage: Usage) -> None:
+            for connection in connections:
+                self._reply(connection, "info", **fields, **usage)
+
+        self._usage.ask(self._reporter.everyone, answer)
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()

@@ -15,16 +15,14 @@ from pdv_mp.front.admission import ModelFacts
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_facts import together
 from pdv_mp.front.inquiries import EngineInfo
-from pdv_mp.front.memory import MemoryAccount
 from pdv_mp.front.outbox import Connection
 from pdv_mp.front.peer_edge import PeerEdge
-from pdv_mp.front.processes import OtherProcesses, ProcessorUse
+from pdv_mp.front.processes import OtherProcesses
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
 from pdv_mp.front.sums import Departed, merged
 from pdv_mp.front.tokenizers import Tokenizer
-from pdv_mp.memory.gpus import Gpus
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.handoffs import report as handoff_report
@@ -53,10 +51,6 @@ class Reporter:
             self.seen(tokenizer.facts["processes"])
         self._instance = instance
         self._limits = limits
-        on_gpu = str(self._facts["device"]).startswith("cuda")
-        self._memory = MemoryAccount(on_gpu=on_gpu)
-        self._gpus = Gpus() if on_gpu else None
-        self._cpu = ProcessorUse()
         self._departed = Departed()
         self._handoffs = handoffs
 
@@ -84,6 +78,11 @@ class Reporter:
     def seen(self, processes: dict[str, int]) -> None:
         """These processes are there, by name."""
         self._roster.seen(processes)
+
+    @property
+    def everyone(self) -> dict[str, int]:
+        """Ids of all processes that are there, by name; those beside the topology included."""
+        return {FRONT: os.getpid(), **self._roster.processes, **self._others.pids}
 
     def welcome(self, connection: Connection) -> dict[str, Any]:
         """Fields of a ``welcome``."""
@@ -113,15 +112,13 @@ class Reporter:
         endpoints: list[str],
         found: EngineInfo,
     ) -> dict[str, Any]:
-        """Fields of an ``info``; ``found`` is what the schedulers say."""
+        """Fields of an ``info``, without what processes use; ``found``: what schedulers say."""
         for answer in found.values():
             self._roster.seen(answer.get("processes", {}))
         service.tokenizers.count_sent()
         engines = merged([*(found[number] for number in sorted(found)), self._departed.counts])
         handoffs = merged([engines.pop("handoffs", {}), self._handoffs.as_dict()])
         processes = self._roster.processes
-        everyone = {FRONT: os.getpid(), **processes}
-        others = self._others.pids
         counters = {
             **engines.pop("counters", {}),
             "open_requests": len(service.journal.open),
@@ -160,10 +157,7 @@ class Reporter:
             "away": self._roster.away,
             "handoffs": handoff_report(handoffs),
             **engines,
-            "processes": everyone,
-            "memory": self._memory.of({**everyone, **others}),
-            "cpu": self._cpu.of({**everyone, **others}),
-            "gpus": [] if self._gpus is None else self._gpus.sample(),
+            "processes": {FRONT: os.getpid(), **processes},
             "restarts": dict(self._roster.restarts_of),
             "served": service.statistics.as_dict(),
         }

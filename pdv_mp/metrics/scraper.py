@@ -48,7 +48,7 @@ class Scraper:
     def _ask(self) -> None:
         self._error = None
         try:
-            info: Mapping[str, Any] = self._client.info()
+            info: Mapping[str, Any] = self._client.info(batches=0)
             self._text = exposition(info)
         except (ServerUnreachable, ServerError, ProtocolError) as error:
             self._error = error

@@ -10,6 +10,7 @@ from typing import Any
 from pdv_mp.sampling_params import MAX_STOPS, ParameterError, SamplingParams
 from pdv_mp.wire.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
+    MAX_BATCHES,
     MAX_CONTAINERS,
     MAX_ID_CHARACTERS,
     VERSION,
@@ -56,7 +57,9 @@ class Ping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """``info``: answered with the state of the server."""
+    """``info``: answered with the state of the server, and at least so many of its last batches."""
+
+    batches: int = MAX_BATCHES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +242,12 @@ def _ping(fields: _Fields) -> Ping:
 
 
 def _info(fields: _Fields) -> Info:
-    return Info()
+    if fields.get("batches") is None:
+        return Info()
+    batches = fields.integer("batches")
+    if not 0 <= batches <= MAX_BATCHES:
+        raise fields.bad(f"batches must be from 0 to {MAX_BATCHES}")
+    return Info(batches=batches)
 
 
 def _tokenize(fields: _Fields) -> Tokenize:

@@ -22,6 +22,9 @@ VERSION = 1
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 INTEGER_LIMIT = 2**53 - 1
 MAX_ID_CHARACTERS = 128
+MAX_BATCHES = 256
+"""Most of the last batches that an ``info`` lists for each replica."""
+
 MAX_DEPTH = 16
 """Most levels of maps and lists in a client's message, keys that we do not know included."""
 

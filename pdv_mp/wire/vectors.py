@@ -20,7 +20,7 @@ from pdv_mp.wire.protocol import ErrorCode
 
 _ABOUT = (
     "Messages of docs/protocol.md and their bytes in hexadecimal, made by `python -m "
-    "pdv_mp.wire.vectors > docs/protocol_vectors.json`. Any implementation must read these bytes as "
+    "pdv_mp.wire.vectors > docs/protocol_vectors.json`. Any implementation must read the bytes as "
     "these messages. Of a client's messages a shortest encoding in the order of the keys gives the "
     "same bytes; a server may write the numbers of log-probabilities longer. The server refuses "
     "the frames of `refused` with an error of that code."
@@ -61,6 +61,7 @@ def client_frames() -> Iterator[tuple[str, bytes]]:
     yield "cancel", encode("cancel", id="r1")
     yield "ping", encode("ping", n=-129)
     yield "info", encode("info")
+    yield "info without batches", encode("info", batches=0)
     yield "tokenize", encode("tokenize", id="t1", prompt="a\tb\u0000c")
     bare = {"prompt": "<s>a", "add_special_tokens": False}
     yield "tokenize without special tokens", encode("tokenize", id="t2", **bare)
