@@ -18,8 +18,8 @@ class GatewayService:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.cards = ModelCards(backend)
         self.pieces = Pieces(backend)
+        self.cards = ModelCards(backend, self.pieces.forget)
         self.draining = False
         self.num_calls = 0
         self._answers: set[Answer] = set()

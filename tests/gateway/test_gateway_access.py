@@ -126,7 +126,7 @@ def test_only_loopback_is_listened_on(http_server: ServerProcess) -> None:
 
 
 def test_silent_and_slow_clients_delay_nobody_and_are_ended(start_gateway: Start) -> None:
-    gateway = start_gateway("--body-timeout", "0.5", "--header-timeout", "2")
+    gateway = start_gateway("--body-timeout", "0.5", "--header-timeout", "1")
     url = gateway.url
     silent = [connect(url) for _ in range(300)]
     dripping = connect(url)

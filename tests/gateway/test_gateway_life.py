@@ -96,6 +96,7 @@ def test_the_second_signal_ends_open_streams(
     assert gateway.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_nobody_behind_the_gateway(start_gateway: Callable[..., GatewayProcess]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,24 +105,6 @@ def test_nobody_behind_the_gateway(start_gateway: Callable[..., GatewayProcess])
     answer = httpx.get(f"{gateway.url}/health", timeout=60)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unreachable"
-
-
-def test_a_full_server(start_server: Start) -> None:
-    options = ["--http-port", "0", "--max-open-requests", "2", "--lane-timeout", "0"]
-    server = start_server(*options)
-    url = server.ready["http"]
-    with open_stream(url, prompt=["a", "b"]) as connection:
-        os.kill(server.pids["worker-0"], signal.SIGSTOP)
-        for stream in (False, True):
-            body = {"prompt": "x", "stream": stream}
-            answer = httpx.post(url + COMPLETIONS, json=body, timeout=60)
-            assert answer.status_code == 429
-            assert answer.json()["error"]["code"] == "queue_full"
-            assert answer.json()["error"]["type"] == "rate_limit_error"
-            assert int(answer.headers["retry-after"]) >= 1
-        os.kill(server.pids["worker-0"], signal.SIGCONT)
-        rest(connection)
-    assert server.stop().code == 0
 
 
 def test_deaths_and_the_end(start_server: Start) -> None:
@@ -159,14 +142,44 @@ def test_deaths_and_the_end(start_server: Start) -> None:
     assert any("gateway was killed by SIGKILL; it is started again" in m for m in done.messages)
 
 
-def test_a_death_for_good_is_an_event_of_the_stream(start_server: Start) -> None:
-    server = start_server("--http-port", "0", "--max-restarts", "0")
-    with open_stream(server.ready["http"], prompt=[[5], [6], [7], [8]]) as connection:
-        os.kill(server.pids["worker-0"], signal.SIGKILL)
+def test_a_full_server_and_a_death_for_good(start_server: Start) -> None:
+    options = ["--http-port", "0", "--max-open-requests", "4", "--lane-timeout", "0"]
+    server = start_server(*options, "--max-restarts", "0")
+    url, worker = server.ready["http"], server.pids["worker-0"]
+    with open_stream(url, prompt=[[5], [6], [7], [8]]) as connection:
+        os.kill(worker, signal.SIGSTOP)
+        for stream in (False, True):
+            body = {"prompt": "x", "stream": stream}
+            answer = httpx.post(url + COMPLETIONS, json=body, timeout=60)
+            assert answer.status_code == 429
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+            assert int(answer.headers["retry-after"]) >= 1
+        os.kill(worker, signal.SIGKILL)
         tail = rest(connection).decode()
     assert '"code": "lane_failed"' in tail
     assert "data: [DONE]" in tail
     assert server.wait().code == 4
+
+
+@pytest.mark.slow
+def test_a_server_that_is_replaced_is_found_again(
+    start_server: Start, start_gateway: Callable[..., GatewayProcess]
+) -> None:
+    first = start_server()
+    endpoint = first.endpoint
+    gateway = start_gateway(connect=endpoint)
+    body = {"prompt": "def add(", "max_tokens": 8, "temperature": 0, "logprobs": 0}
+
+    def text() -> str:
+        answer = httpx.post(gateway.url + COMPLETIONS, json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["text"])
+
+    expected = text()
+    assert first.stop().code == 0
+    start_server(port=int(endpoint.rpartition(":")[2]))
+    assert text() == expected
 
 
 def texts(stream: str) -> str:

@@ -51,6 +51,7 @@ def test_a_completion_is_coloured_and_timed(browser: chromium.Chromium, url: str
     assert "ms" in browser.evaluate("document.getElementById('f-ttft').textContent")
 
 
+@pytest.mark.slow
 def test_mistakes_and_keys_are_asked_for(
     browser: chromium.Chromium, start_gateway: Callable[..., GatewayProcess], tmp_path: Path
 ) -> None:
