@@ -17,7 +17,6 @@ import pdv_mp
 from gateway import documentation
 from gateway.answers import Answer
 from gateway.errors import ApiError, api_error
-from gateway.exposition import exposition
 from gateway.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from gateway.guard import Refused
 from gateway.health import health_fault, server_info
@@ -26,11 +25,10 @@ from gateway.service import GatewayService
 from gateway.streamed_answer import StreamedAnswer
 from gateway.whole_answer import WholeAnswer
 from pdv_mp.client.client_core import ServerError, ServerUnreachable
+from pdv_mp.metrics.exposition import CONTENT_TYPE, exposition
 from pdv_mp.sampling_params import ParameterError
 
 logger = logging.getLogger(__name__)
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def make_app(service: GatewayService) -> FastAPI:
@@ -142,7 +140,7 @@ def _add_facts(app: FastAPI, service: GatewayService) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters for Prometheus."""
-        return Response(exposition(await service.info()), media_type=METRICS_TYPE)
+        return Response(exposition(await service.info()), media_type=CONTENT_TYPE)
 
 
 def _json(value: Any) -> Response:

@@ -80,6 +80,20 @@ _HTTP = HttpOptions()
     help="seconds in which a body must arrive",
 )
 @click.option(
+    "--header-timeout",
+    type=click.FloatRange(0.1),
+    default=20.0,
+    show_default=True,
+    help="seconds in which the headers of a request must arrive",
+)
+@click.option(
+    "--write-timeout",
+    type=click.FloatRange(0.1),
+    default=60.0,
+    show_default=True,
+    help="seconds after which a client that reads nothing is disconnected",
+)
+@click.option(
     "--shutdown-timeout",
     type=click.FloatRange(0.0),
     default=ServerOptions().shutdown_timeout,
@@ -107,6 +121,8 @@ def command(
     insecure: bool,
     max_body_bytes: int,
     body_timeout: float,
+    header_timeout: float,
+    write_timeout: float,
     shutdown_timeout: float,
     ready_file: Path | None,
     log_level: str,
@@ -139,7 +155,7 @@ def command(
                 connect,
                 token,
                 listener,
-                (max_body_bytes, body_timeout),
+                (max_body_bytes, body_timeout, header_timeout, write_timeout),
                 key,
                 shutdown_timeout,
                 ready_file,
@@ -151,7 +167,7 @@ async def _serve(
     endpoint: str,
     token: str | None,
     listener: socket.socket,
-    limits: tuple[int, float],
+    limits: tuple[int, float, float, float],
     key: str | None,
     shutdown_timeout: float,
     ready_file: Path | None,

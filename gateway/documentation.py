@@ -47,6 +47,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (408, "the body came too slowly"),
         (413, "the body is too large"),
         (422, "not used: wrong fields get 400"),
+        (431, "the headers are too large"),
         (429, "the server is full; Retry-After says when to try again"),
         (500, "a fault in the server"),
         (503, "the server is starting, ending, or lacks a process; Retry-After"),

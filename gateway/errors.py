@@ -17,6 +17,7 @@ STATUS: Mapping[str, int] = {
     "method_not_allowed": 405,
     "timeout": 408,
     "body_too_large": 413,
+    "headers_too_large": 431,
     "queue_full": 429,
     "internal": 500,
     "unsupported_version": 500,
@@ -74,7 +75,7 @@ class ApiError(Exception):
         if self.status in (429, 503):
             seconds = RETRY_AFTER_SECONDS if self.retry_after is None else self.retry_after
             found.append((b"retry-after", str(seconds).encode()))
-        if self.status in (408, 413):
+        if self.status in (408, 413, 431):
             found.append((b"connection", b"close"))
         return found
 

@@ -19,15 +19,25 @@ OPEN_PATHS = frozenset(("/health", "/"))
 """Served without a key: a sign of life, and the page, which asks for one. Nothing else is, whatever
 its path looks like."""
 
+MAX_HEADERS = 200
+MAX_HEADER_BYTES = 64 * 1024
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``max_body_bytes`` of a request; ``body_seconds`` that it may take to arrive."""
+    """``max_body_bytes`` of a request; ``body_seconds`` that it may take to arrive.
+
+    ``header_seconds``: for the headers, after the connection or their first byte.
+    ``write_seconds``: a client that reads nothing for this long while something waits for it is
+    disconnected.
+    """
 
     max_body_bytes: int = 4 * 1024 * 1024
     body_seconds: float = 30.0
+    header_seconds: float = 20.0
+    write_seconds: float = 60.0
 
 
 class Refused(HTTPException):
@@ -70,6 +80,11 @@ class Guard:
         await self._app(scope, _Body(receive, self._limits).receive, named)
 
     def _check(self, scope: Scope, headers: _Headers) -> None:
+        if len(scope["headers"]) > MAX_HEADERS or headers.size > MAX_HEADER_BYTES:
+            raise ApiError("headers_too_large", f"headers are over {MAX_HEADER_BYTES} bytes")
+        if headers.raw(b"transfer-encoding") and headers.raw(b"content-length"):
+            message = "Content-Length and Transfer-Encoding exclude each other"
+            raise ApiError("bad_request", message)
         if self._api_key is not None and scope["path"] not in OPEN_PATHS:
             scheme, _, key = headers.raw(b"authorization").partition(b" ")
             # The key is compared in any case, so that time tells nothing.
@@ -94,6 +109,7 @@ class Guard:
 class _Headers:
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._headers = dict(reversed(headers))
+        self.size = sum(len(name) + len(value) for name, value in headers)
 
     def raw(self, name: bytes) -> bytes:
         return self._headers.get(name, b"")

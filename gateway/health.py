@@ -26,7 +26,7 @@ def server_info(info: dict[str, Any], service: GatewayService) -> dict[str, Any]
     hidden = ("v", "type")
     found = {name: value for name, value in info.items() if name not in hidden}
     counters = info.get("counters", {})
-    cycles, accepted = counters.get("speculated_cycles", 0), counters.get("accepted_tokens", 0)
+    cycles, accepted = counters.get("verify_cycles", 0), counters.get("accepted_tokens", 0)
     return {
         **found,
         "gateway": {

@@ -9,24 +9,15 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.errors import ApiError
-
-HEADER_SECONDS = 20.0
-"""A request's headers must have arrived this long after the connection, or their first byte."""
-
-WRITE_SECONDS = 60.0
-"""A client that reads nothing for this long while something waits for it is disconnected."""
-
-MAX_HEADER_BYTES = 64 * 1024
+from gateway.guard import Limits
 
 
 class HttpConnection(H11Protocol):
-    """Ends itself when its client is too slow. The deadlines are attributes of the class."""
+    """Ends itself when its client is too slow."""
 
-    header_seconds = HEADER_SECONDS
-    write_seconds = WRITE_SECONDS
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+    def __init__(self, limits: Limits, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        self._limits = limits
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -49,7 +40,9 @@ class HttpConnection(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+            self._write_timer = self.loop.call_later(
+                self._limits.write_seconds, self.transport.abort
+            )
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -77,7 +70,7 @@ class HttpConnection(H11Protocol):
 
     def _expect_headers(self) -> None:
         if self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.header_seconds, self._too_slow)
+            self._header_timer = self.loop.call_later(self._limits.header_seconds, self._too_slow)
 
     def _forget_headers(self) -> None:
         if self._header_timer is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,12 @@ class ModelCard:
 
 
 class ModelCards:
-    """The present server's card, asked for again when it may be another one."""
+    """The present server's card, asked for again when it may be another one. ``on_new`` is called
+    when there is one, before it is used."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, on_new: Callable[[], None]) -> None:
         self._backend = backend
+        self._on_new = on_new
         self._card: ModelCard | None = None
         self._checked = 0.0
         self._asking: asyncio.Task[ModelCard] | None = None
@@ -82,6 +84,7 @@ class ModelCards:
         if card is not None and card.instance == welcome["instance"]:
             return card
         self._card = _card(welcome, await self._description())
+        self._on_new()
         return self._card
 
     async def _description(self) -> dict[str, Any]:
@@ -109,9 +112,10 @@ def _card(welcome: dict[str, Any], description: dict[str, Any]) -> ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token stands for: its bytes, a text for it, and that text as JSON.
+    """What one token stands for: its bytes, a text for it, and both as JSON.
 
-    The text of bytes that are no whole characters is ``bytes:\\\\xe2\\\\x80``.
+    The text of bytes that are no whole characters is ``bytes:`` and each as a backslash, ``x`` and
+    two digits, as in the OpenAI API.
     """
 
     data: bytes

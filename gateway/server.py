@@ -14,8 +14,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.app import make_app
-from gateway.guard import Guard, Limits
-from gateway.http_connection import MAX_HEADER_BYTES, HttpConnection
+from gateway.guard import MAX_HEADER_BYTES, Guard, Limits
+from gateway.http_connection import HttpConnection
 from gateway.listening import BACKLOG
 from gateway.service import GatewayService
 
@@ -44,6 +44,7 @@ class HttpServer:
     ) -> None:
         self._service = service
         self._listener = listener
+        self._limits = limits
         self._state = ServerState()
         self._config = Config(
             Guard(make_app(service), limits, api_key),
@@ -63,7 +64,7 @@ class HttpServer:
     async def start(self) -> None:
         """Begin to accept connections."""
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(self._config, self._state, {}),
+            lambda: HttpConnection(self._limits, self._config, self._state, {}),
             sock=self._listener,
             backlog=BACKLOG,
         )

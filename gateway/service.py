@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from gateway.answers import Answer
@@ -12,8 +11,6 @@ from gateway.errors import ApiError
 from gateway.model_card import ModelCards, Pieces
 
 TICK_SECONDS = 0.5
-INFO_SECONDS = 0.25
-"""An ``info`` this young answers the next who asks as well."""
 
 
 class GatewayService:
@@ -21,16 +18,14 @@ class GatewayService:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.cards = ModelCards(backend)
         self.pieces = Pieces(backend)
+        self.cards = ModelCards(backend, self.pieces.forget)
         self.draining = False
         self.num_calls = 0
         self._answers: set[Answer] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._tick: asyncio.TimerHandle | None = None
-        self._info: dict[str, Any] = {}
-        self._info_at = 0.0
         self._asking: asyncio.Task[dict[str, Any]] | None = None
 
     @property
@@ -85,9 +80,8 @@ class GatewayService:
         return ids
 
     async def info(self) -> dict[str, Any]:
-        """The server's ``info``, a moment old perhaps. Raises ServerError, ServerUnreachable."""
-        if time.monotonic() - self._info_at < INFO_SECONDS:
-            return self._info
+        """The server's ``info``; who asks while it is on its way gets the same one. Raises
+        ServerError, ServerUnreachable."""
         if self._asking is None:
             self._asking = asyncio.create_task(self.backend.ask("info", batches=0))
             self._asking.add_done_callback(self._asked)
@@ -95,5 +89,5 @@ class GatewayService:
 
     def _asked(self, task: asyncio.Task[dict[str, Any]]) -> None:
         self._asking = None
-        if not task.cancelled() and task.exception() is None:
-            self._info, self._info_at = task.result(), time.monotonic()
+        if not task.cancelled():
+            task.exception()  # who asked has it

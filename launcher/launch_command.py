@@ -166,9 +166,10 @@ def make_command() -> click.Command:
             ["--ready-file"],
             type=click.Path(path_type=Path),
             metavar="PATH",
-            help="when ready, write a JSON file: endpoint, ipc, http, metrics, run_dir, topology, "
-            "token_file, pids; it is written anew when a process was restarted, and removed at the "
-            "end, but stays if pdv-launch itself is killed by SIGKILL",
+            help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, token_file, "
+            "pids, http with --http-port, metrics with --metrics-port; it is written anew when a "
+            "process was restarted, and removed at the end, but stays if pdv-launch itself is "
+            "killed by SIGKILL",
         ),
         click.Option(
             ["--ready-fd"],
@@ -277,13 +278,13 @@ def _supervise(
         facts = {
             "endpoint": front["endpoint"],
             "ipc": front["ipc"],
-            "http": url,
-            "metrics": _metrics_url(report),
             "run_dir": str(run_dir),
             "topology": row.name,
             "token_file": config.server.token_file,
             "pids": {"launcher": os.getpid(), **report.pids},
         }
+        places = {"http": url, "metrics": _metrics_url(report)}
+        facts.update({name: place for name, place in places.items() if place is not None})
         return json.dumps(facts, indent=2) + "\n"
 
     def on_ready(report: ReadyReport) -> None:
