@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Measure as the source documents did, and honestly.",
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
+        "gateway": ("bench.gateway.command:gateway", "Measure what the HTTP gateway costs."),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )

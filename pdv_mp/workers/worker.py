@@ -44,14 +44,12 @@ from pdv_mp.topology import scheduling_of
 from pdv_mp.wire import stages as wire
 from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
 from pdv_mp.wire.frames import Stamps, WireError
+from pdv_mp.wire.protocol import MAX_BATCHES
 from pdv_mp.workers.batch_record import BatchRecords
 from pdv_mp.workers.cycle_clock import CycleClock
 from pdv_mp.workers.flight_record import FlightRecord
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.trace import Trace
-
-BATCHES_SHOWN = 256
-"""Batches of the record that ``info`` shows."""
 
 PREFILL_AHEAD = 4
 """A prefill lane is given work for this many chunks, so that it does not wait for the next order
@@ -576,8 +574,8 @@ class Worker:
             return NGRAM
         return DRAFT_MODEL if self.controller.max_length else "none"
 
-    def info(self) -> dict[str, Any]:
-        """Stages, pools, counters and the record of batches, for wire.engine.InfoReply."""
+    def info(self, batches: int = MAX_BATCHES) -> dict[str, Any]:
+        """Stages, pools, counters and the last ``batches``, for wire.engine.InfoReply."""
         scheduler = self.scheduler
         return {
             "stages": {
@@ -615,7 +613,7 @@ class Worker:
                     }
                 ],
             },
-            "batches": self.batches.latest(BATCHES_SHOWN),
+            "batches": self.batches.latest(batches),
             "batch_totals": self.batches.totals(),
             "handoffs": self.handoffs.as_dict(),
         }

@@ -243,6 +243,8 @@ class WorkerProcess:
         elif isinstance(message, wire.InfoRequest):
             for stage, lane in self._lanes.items():
                 worker.handoffs.sent(f"verify>{stage}", lane.messages_sent, lane.bytes_sent)
-            self._front.send(wire.InfoReply(number=message.number, info=worker.info()))
+            self._front.send(
+                wire.InfoReply(number=message.number, info=worker.info(message.batches))
+            )
         else:
             raise wire.WireError(f"a worker cannot handle a {type(message).__name__} message")
