@@ -17,6 +17,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Measure as the source documents did, and honestly.",
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
+        "peers": (
+            "bench.peers.command:peers_command",
+            "Compare with the engines that a user would pick instead.",
+        ),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )
