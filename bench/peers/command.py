@@ -13,7 +13,7 @@ import click
 from bench.arguments import seconds, whole_numbers
 from bench.load.errors import WorkloadError
 from bench.peers.comparison import Comparison, log_path
-from bench.peers.engine import Engine
+from bench.peers.engine import Engine, program_command
 from bench.peers.environments import install, python_of
 from bench.peers.errors import PeerError, PeersError
 from bench.peers.pairs import Pair, standing_pair
@@ -308,7 +308,8 @@ class _Measurement:
         mode: str,
         converted: Path,
     ) -> Engine:
-        engine = Engine(python, program, variables, log_path(self._results.path, pair, name))
+        log = log_path(self._results.path, pair, name)
+        engine = Engine(program_command(python, program), variables, log)
         setting = Setting(
             model=str(pair.verifier),
             draft=str(pair.draft),

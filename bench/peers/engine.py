@@ -44,20 +44,26 @@ class _Failure(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+def program_command(python: str, program: str) -> list[str]:
+    """Runs the module of that name among :mod:`bench.peers.programs`."""
+    return [python, str(START), program, str(os.getpid())]
+
+
 class Engine:
     """One mode of one peer, resident. Methods raise PeerError when it fails; it is dead then.
 
-    ``program``: the module of its program; ``log``: what it prints goes there.
+    ``command``: a program that speaks the lines of :mod:`bench.peers.programs.serving`; ``log``:
+    what it prints goes there.
     """
 
-    def __init__(self, python: str, program: str, variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
         self.log = log
         self.version: str | None = None
         self._rest = b""
         with log.open("wb") as file:
             try:
                 self._process = subprocess.Popen(
-                    [python, str(START), program, str(os.getpid())],
+                    list(command),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=file,

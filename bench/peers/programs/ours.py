@@ -22,7 +22,8 @@ def load(setting: Setting) -> Generate:
         options["num_speculative_tokens"] = setting.draft_tokens
     if setting.mode == "ngram":
         options["speculative_config"] = {"method": "ngram"}
-    llm = LLM(setting.model, setting.draft, topology="unified", **options)
+    draft = None if setting.mode == "ngram" else setting.draft
+    llm = LLM(setting.model, draft, topology="unified", **options)
 
     def generate(prompts: Sequence[Sequence[int]], tokens: int) -> Answer:
         params = SamplingParams(
