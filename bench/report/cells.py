@@ -100,7 +100,16 @@ def summarise(blocks: CellBlocks, objective: Objective, alpha: float) -> CellSum
         gpus=_gpus(cells),
         lateness_ms=max((c.lateness_ms for c in cells if c.lateness_ms is not None), default=None),
         host_load=_mean([c.host_load for c in cells if c.host_load is not None]),
+        mean_tokens=_mean_tokens(counted),
     )
+
+
+def _mean_tokens(blocks: Sequence[CellMetrics]) -> tuple[float, float] | None:
+    requests = sum(len(block.e2e_ms) for block in blocks)
+    if not requests:
+        return None
+    sums = [sum(block.prompt_tokens for block in blocks), sum(b.output_tokens for b in blocks)]
+    return sums[0] / requests, sums[1] / requests
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class CellMetrics:
     """One cell. Arrays have one value for each request (or gap) that the latency counts, in ms.
 
     ``queue_ms``: of those that TTFT counts, as the server timed it, 0 where it did not say.
+    ``prompt_tokens``, ``output_tokens``: sums over the requests that E2E counts.
     """
 
     cell: CellRecord
@@ -93,6 +94,8 @@ class CellMetrics:
     drafts: Drafts
     errors: Mapping[str, int]
     followed: Followed | None
+    prompt_tokens: int
+    output_tokens: int
 
     @property
     def seconds(self) -> float:
@@ -148,6 +151,8 @@ def measure(
         drafts=drafts,
         errors=Counter(r.error for r in requests if r.error is not None),
         followed=followed,
+        prompt_tokens=sum(r.prompt_tokens for r in ended),
+        output_tokens=int(steps.sum()) + len(ended),
     )
 
 
