@@ -360,7 +360,6 @@ def _say(text: str) -> None:
 
 def _write(results: PeersFolder, page: Path | None) -> None:
     """``peers.md`` and the figure, and the tables into a document."""
-    from bench.models.evaluate import replace_between_markers
     from bench.peers.figure import draw
     from bench.peers.tables import page as tables
 
@@ -370,6 +369,8 @@ def _write(results: PeersFolder, page: Path | None) -> None:
         (results.path / "peers.md").write_text(text + "\n", encoding="utf-8")
         draw(summary, results.path)
         if page is not None:
+            from bench.models.evaluate import replace_between_markers
+
             old = page.read_text(encoding="utf-8")
             page.write_text(replace_between_markers(old, text, BEGIN, END), encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -57,8 +57,8 @@ def _facts(summary: Summary) -> str:
     return (
         f"{text} The machine reads {rates.read / 1e9:.1f} GB/s, copies "
         f"{rates.copy / 1e9:.1f} GB/s and computes {rates.flops / 1e9:.0f} GFLOP/s in a matrix "
-        "product; the bound is what these allow with the draft length that suits it best at the "
-        "measured acceptance."
+        "product; the bound is what these allow with the draft model, at the draft length that "
+        "suits it best with the measured acceptance."
     )
 
 

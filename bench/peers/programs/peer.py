@@ -49,14 +49,14 @@ Generate = Callable[[Sequence[Sequence[int]], int], Answer]
 class Peer:
     """An engine.
 
-    ``name`` names its environment as well. ``package``: whose version is reported. ``modes``: ways
-    to run it; ``requirements``: what pip installs, none for engines that run in our environment;
-    ``removed``: dependencies that are taken away again, since they fail beside a CPU build of torch
-    and are not used. ``variables``: environment variables of its program; ``{threads}`` in them is
-    the number of threads, ``{cores}`` as many of the cores, ``{environment}`` its virtual
-    environment, ``{folder}`` that of what it converts or compiles. ``most``: the highest
-    concurrency that a mode takes part in, where there is one. ``needs_url``: it takes part if a
-    server's address is given.
+    ``name`` names its environment as well. ``package``: whose version is reported, if any.
+    ``modes``: ways to run it; ``requirements``: what pip installs, none for engines that run in our
+    environment; ``removed``: dependencies that are taken away again, since they fail beside a CPU
+    build of torch and are not used. ``variables``: environment variables of its program;
+    ``{threads}`` in them is the number of threads, ``{cores}`` as many of the cores,
+    ``{environment}`` its virtual environment, ``{folder}`` that of what it converts or compiles.
+    ``most``: the highest concurrency that a mode takes part in, where there is one. ``needs_url``:
+    it takes part if a server's address is given.
     """
 
     name: str

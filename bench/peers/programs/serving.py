@@ -59,6 +59,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def _version(peer: Peer) -> str | None:
+    if not peer.package:
+        return None
     try:
         return importlib.metadata.version(peer.package)
     except importlib.metadata.PackageNotFoundError:
