@@ -21,6 +21,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "bench.peers.command:peers_command",
             "Compare with the engines that a user would pick instead.",
         ),
+        "roofline": (
+            "bench.roofline.command:roofline",
+            "Say what a device allows at most for a model pair.",
+        ),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )
