@@ -55,6 +55,7 @@ class Comparison:
         self._judge: Engine | None = None
         self._may_judge = True
         self._records = [cell for cell in folder.cells() if cell.pair == pair.name]
+        self._sitting = 1 + max((cell.sitting for cell in self._records), default=0)
         self._took: dict[tuple[str, int], float] = {}
 
     def __enter__(self) -> Comparison:
@@ -162,6 +163,7 @@ class Comparison:
             equal=sum(wrong == 0 for _, wrong in judged),
             near_ties=sum(wrong == 0 < near for near, wrong in judged),
             idle_cores=idle / found.seconds,
+            sitting=self._sitting,
             speculation=found.speculation,
         )
         self._folder.add(record)

@@ -93,7 +93,8 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """One turn of one engine. ``order``: its turn within the round; ``seconds``: of the whole;
     ``prefill_seconds``: of the same prompts with one new token each. Of the ``judged`` requests,
     ``equal`` have the verifier's own tokens, ``near_ties`` among them those that chose otherwise at
-    a near-tie at least once. ``idle_cores``: what the other engines used meanwhile.
+    a near-tie at least once. ``idle_cores``: what the other engines used meanwhile. ``sitting``:
+    the number of the command that measured it; a run that was taken up has several.
     """
 
     pair: str
@@ -110,6 +111,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     equal: int
     near_ties: int
     idle_cores: float
+    sitting: int
     speculation: dict[str, int] | None = None
 
     @property

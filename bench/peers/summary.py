@@ -57,6 +57,15 @@ class CellSummary:
             found.setdefault(record.engine, {})[record.round] = record.rate
         return found
 
+    @cached_property
+    def _paired(self) -> dict[str, dict[tuple[int, int], float]]:
+        """Tokens/s by engine, round and sitting."""
+        found: dict[str, dict[tuple[int, int], float]] = {}
+        for record in self.records:
+            place = record.round, record.sitting
+            found.setdefault(record.engine, {})[place] = record.rate
+        return found
+
     def rate(self, engine: str) -> Estimate | None:
         """The geometric mean of its rounds; None if it was not measured."""
         return geometric_mean(list(self.rates.get(engine, {}).values()), ALPHA)
@@ -89,10 +98,11 @@ class CellSummary:
         return self.best(lambda engine: not is_ours(engine))
 
     def versus(self, ours: str | None, theirs: str | None) -> Versus | None:
-        """A ratio over the rounds that both have; None without any."""
+        """A ratio over the rounds in which both were measured one after the other, in the same
+        sitting; None without any."""
         if ours is None or theirs is None or ours == theirs:
             return None
-        mine, other = self.rates.get(ours, {}), self.rates.get(theirs, {})
+        mine, other = self._paired.get(ours, {}), self._paired.get(theirs, {})
         common = sorted(mine.keys() & other.keys())
         if not common:
             return None

@@ -2,7 +2,8 @@
 
 An output is read in one pass: each of its tokens has to be the one that the model, given all before
 it, would choose. So an output that left the others' way at a near-tie is judged by what it chose,
-not by what they did.
+not by what they did. Some engines ignore the end of sequence by forbidding its id: where the model
+would choose it, the best of all others is right as well.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def load(setting: Setting) -> Generate:
         setting.model, dtype=torch.float32, use_safetensors=True
     ).eval()
 
+    given = model.generation_config.eos_token_id
+    ends = torch.tensor([] if given is None else given, dtype=torch.int64).reshape(-1)
+
     @torch.inference_mode()
     def judge(texts: Sequence[Sequence[int]], prompt: int) -> Answer:
         found: list[list[int]] = []
@@ -37,7 +41,10 @@ def load(setting: Setting) -> Generate:
             ids = torch.tensor(texts[first : first + ROWS])
             logits = model(ids[:, :-1], logits_to_keep=ids.shape[1] - prompt).logits
             chosen = logits.gather(2, ids[:, prompt:, None])[:, :, 0]
-            gap = logits.max(2).values - chosen
+            gap = torch.minimum(
+                logits.max(2).values - chosen,
+                logits.index_fill(2, ends, -torch.inf).max(2).values - chosen,
+            ).clamp(min=0)
             near = ((gap > 0) & (gap <= TOLERANCE)).sum(1)
             wrong = (gap > TOLERANCE).sum(1)
             found += torch.stack([near, wrong], 1).tolist()

@@ -198,6 +198,7 @@ def test_a_comparison_is_taken_up(pair: Pair, folder: PeersFolder) -> None:
     assert (again[-1].engine, again[-1].concurrency) == (whole[-1].engine, whole[-1].concurrency)
     assert compare(engines, pair, folder, (2, 1))
     assert len(folder.cells()) == len(whole) + 2 * len(LOADS)
+    assert [cell.sitting for cell in folder.cells()] == [1] * (len(whole) - 1) + [2] + [3] * 4
 
 
 def test_a_comparison_with_another_seed_is_not_taken_up(pair: Pair, folder: PeersFolder) -> None:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bench.peers.figure import draw
 from bench.peers.records import (
@@ -53,6 +54,7 @@ def record(engine: str, concurrency: int, round: int, rate: float) -> CellRecord
         equal=8,
         near_ties=1,
         idle_cores=0.01,
+        sitting=1,
         speculation=(
             {"cycles": 10_000, "drafted": 40_000, "accepted": accepted} if engine == FIXED else None
         ),
@@ -103,6 +105,19 @@ def test_ratios_are_of_rounds() -> None:
     once = cell.versus(cell.best_of_ours, "third:plain")
     assert once is not None
     assert (once.value, once.ratio) == (pytest.approx(10), None)
+
+
+def test_rounds_of_different_sittings_are_not_compared() -> None:
+    found = summary()
+    cells = [record for cell in found.cells for record in cell.records]
+    later = [
+        replace(record, sitting=2) if record.engine == "other:draft" and record.round else record
+        for record in cells
+    ]
+    (cell, _) = summarise(found.run, later, []).cells
+    versus = cell.versus("pdv_mp:auto", "other:draft")
+    assert versus is not None
+    assert (versus.value, versus.ratio) == (pytest.approx(1.25), None)
 
 
 def test_decode_rates_leave_prefill_and_first_tokens_out() -> None:
