@@ -105,11 +105,10 @@ def summarise(blocks: CellBlocks, objective: Objective, alpha: float) -> CellSum
 
 
 def _mean_tokens(blocks: Sequence[CellMetrics]) -> tuple[float, float] | None:
-    requests = sum(len(block.e2e_ms) for block in blocks)
-    if not requests:
+    known = [block.asked for block in blocks if block.asked is not None]
+    if not known:
         return None
-    sums = [sum(block.prompt_tokens for block in blocks), sum(b.output_tokens for b in blocks)]
-    return sums[0] / requests, sums[1] / requests
+    return float(np.mean([prompt for prompt, _ in known])), float(np.mean([n for _, n in known]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,12 @@ def _share_of_bound(analysis: Analysis) -> list[Block]:
     recorded = recorded_in(analysis.run.environment)
     cells = [cell for cell in analysis.cells if cell.shape.kind == "closed"]
     if recorded is None or not any(cell.bound for cell in cells):
-        what = "the machine's rates" if recorded is None else "the models' shapes"
-        return [
-            title,
-            Paragraph(f"Measured ÷ bound: not measured. These results do not hold {what}.", "note"),
-        ]
+        why = (
+            "These results do not hold the machine's rates."
+            if recorded is None
+            else "There is no closed loop of models whose shapes are known."
+        )
+        return [title, Paragraph(f"Measured ÷ bound: not measured. {why}", "note")]
     how = "measured before this run" if recorded.measured else "what such a device reaches"
     return [
         title,

@@ -119,7 +119,7 @@ class CellSummary:
     ``prefill_ms``, ``decode_ms``: per request; ``durations`` says what they are taken from.
     ``uses``: by process, the clients' as ``clients``; ``server_cores``: all others together.
     ``cpu_seconds_per_token``: of the server. ``mean_tokens``: of prompt and output of the requests
-    that ended, None without any. ``bound``: the output tokens/s that the machine's rates allow,
+    that were open, None without any. ``bound``: the output tokens/s that the machine's rates allow,
     None where they are not known (bench/report/bounds.py).
     """
 
