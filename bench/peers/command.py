@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import sys
-import time
 from pathlib import Path
 
 import click
 
 from bench.arguments import seconds, whole_numbers
 from bench.load.errors import WorkloadError
-from bench.peers.comparison import Comparison, log_path
-from bench.peers.engine import Engine, program_command
-from bench.peers.environments import install, python_of
+from bench.peers.environments import install
 from bench.peers.errors import PeerError, PeersError
+from bench.peers.measurement import Measurement
 from bench.peers.pairs import Pair, standing_pair
 from bench.peers.plan import Choice, Limits, Plan
-from bench.peers.programs import judge
-from bench.peers.programs.peer import Setting
-from bench.peers.records import (
-    SCHEMA_VERSION,
-    PairRecord,
-    PeersFolder,
-    RatesRecord,
-    RunRecord,
-    Shape,
-    Workload,
-)
+from bench.peers.records import PeersFolder, Workload
 from bench.peers.registry import chosen, peers
 from bench.peers.summary import summarise
 
@@ -184,7 +170,7 @@ def peers_command(
                 draft_tokens=draft_tokens,
                 limits=Limits(answer=timeout, once_below=once_below, judged=judged),
             )
-            measure = _Measurement(plan, results, folder.resolve(), url or "")
+            measure = Measurement(plan, results, folder.resolve(), url or "", _say)
             measure.run(_pairs(given, agreements, folder), restart, budget)
         _write(results, page)
     except (PeersError, WorkloadError) as error:
@@ -225,133 +211,6 @@ def _pairs(
         ]
     place = folder.resolve() / "pairs"
     return [standing_pair(place, agreement, click.echo) for agreement in agreements]
-
-
-class _Measurement:
-    """From a plan to records."""
-
-    def __init__(self, plan: Plan, results: PeersFolder, folder: Path, url: str) -> None:
-        self._plan = plan
-        self._results = results
-        self._folder = folder
-        self._url = url
-
-    def run(self, pairs: list[Pair], restart: bool, budget: float | None) -> None:
-        """Every pair after the other. Raises PeersError."""
-        started = time.monotonic()
-        self._begin(pairs, restart)
-        for number, pair in enumerate(pairs, 1):
-            deadline = None if budget is None else started + budget * number / len(pairs)
-            with Comparison(
-                self._plan,
-                pair,
-                self._results,
-                lambda choice, pair=pair: self._engine(pair, choice),  # type: ignore[misc]
-                lambda pair=pair: self._judge(pair),  # type: ignore[misc]
-                _say,
-            ) as comparison:
-                comparison.run(deadline)
-
-    def _begin(self, pairs: list[Pair], restart: bool) -> None:
-        from bench.roofline.machine import measure
-        from bench.sweep.environment import command_line, environment
-
-        plan = self._plan
-        run = RunRecord(
-            schema_version=SCHEMA_VERSION,
-            started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=command_line(sys.argv),
-            environment=environment(),
-            seed=plan.seed,
-            threads=plan.threads,
-            draft_tokens=plan.draft_tokens,
-            engines=[choice.name for choice in plan.engines],
-            pairs=[_pair_record(pair) for pair in pairs],
-            workloads=list(plan.workloads),
-            concurrencies=list(plan.concurrencies),
-            rounds=list(plan.rounds),
-        )
-        if self._results.exists and not restart:
-            self._results.take_up(run)
-            return
-        rates = measure(plan.threads)
-        if rates is not None:
-            record = RatesRecord(rates.threads, rates.read, rates.copy, rates.flops)
-            run = run.with_rates(record)
-        self._results.begin(run)
-
-    def _engine(self, pair: Pair, choice: Choice) -> Engine:
-        program, peer = peers()[choice.peer]
-        python = python_of(peer, self._folder)
-        converted = pair.converted / peer.name
-        converted.mkdir(parents=True, exist_ok=True)
-        places = {
-            "threads": str(self._plan.threads),
-            "cores": ",".join(map(str, sorted(os.sched_getaffinity(0))[: self._plan.threads])),
-            "environment": str(self._folder / peer.name),
-            "folder": str(converted),
-        }
-        variables = {name: text.format(**places) for name, text in peer.variables.items()}
-        return self._loaded(pair, choice.name, python, program, variables, choice.mode, converted)
-
-    def _judge(self, pair: Pair) -> Engine:
-        module = judge.__name__.rpartition(".")[2]
-        return self._loaded(pair, "judge", sys.executable, module, {}, "judge", pair.converted)
-
-    def _loaded(
-        self,
-        pair: Pair,
-        name: str,
-        python: str,
-        program: str,
-        variables: dict[str, str],
-        mode: str,
-        converted: Path,
-    ) -> Engine:
-        log = log_path(self._results.path, pair, name)
-        engine = Engine(program_command(python, program), variables, log)
-        setting = Setting(
-            model=str(pair.verifier),
-            draft=str(pair.draft),
-            mode=mode,
-            threads=self._plan.threads,
-            concurrency=max(self._plan.concurrencies),
-            context=self._plan.context,
-            draft_tokens=self._plan.draft_tokens,
-            folder=str(converted),
-            url=self._url,
-        )
-        try:
-            engine.load(setting, self._plan.limits.load)
-        except BaseException:
-            engine.close()
-            raise
-        return engine
-
-
-def _pair_record(pair: Pair) -> PairRecord:
-    from bench.sweep.pairs import fingerprint
-
-    return PairRecord(
-        pair.name,
-        fingerprint(pair.verifier),
-        fingerprint(pair.draft),
-        _shape(pair.verifier),
-        _shape(pair.draft),
-    )
-
-
-def _shape(folder: Path) -> Shape:
-    from dataclasses import asdict
-
-    from bench.roofline import ModelCost
-    from pdv_mp.model.architecture import ModelConfig
-    from pdv_mp.model.errors import ModelError
-
-    try:
-        return Shape(**asdict(ModelCost.of(ModelConfig.from_folder(folder))))
-    except ModelError as error:
-        raise PeersError(str(error)) from error
 
 
 def _say(text: str) -> None:

@@ -62,7 +62,10 @@ class Comparison:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for engine in (*self._engines.values(), *filter(None, [self._judge])):
+        engines = [*self._engines.values(), *filter(None, [self._judge])]
+        for engine in engines:
+            engine.hang_up()
+        for engine in engines:
             engine.close()
 
     def run(self, deadline: float | None) -> bool:

@@ -98,15 +98,19 @@ class Engine:
                     total += times.user + times.system
         return total
 
+    def hang_up(self) -> None:
+        """Close its pipe, so that it ends while others are closed; :meth:`close` is still due."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
     def close(self) -> None:
         """End it: by the end of its pipe, else by force, children included."""
         process = self._process
         children: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
             children = psutil.Process(self.pid).children(recursive=True)
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+        self.hang_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS if self._is_well() else 0)
         self._kill(children)

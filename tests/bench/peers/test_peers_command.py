@@ -55,6 +55,13 @@ def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], message
     assert message in " ".join(done.output.replace("│", " ").split())
 
 
+def test_a_pair_without_weights_is_one_sentence(tmp_path: Path) -> None:
+    done = command("--pair", "empty", tmp_path, tmp_path, "--output", tmp_path / "results")
+    assert done.exit_code == 2
+    assert str(tmp_path) in done.output
+    assert "Traceback" not in done.output
+
+
 def test_a_folder_without_results_has_no_report(tmp_path: Path) -> None:
     done = command("--report-only", "--output", tmp_path)
     assert done.exit_code == 2
