@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.peers.summary import CellSummary, Summary, Versus, is_ours
-from bench.peers.tables import label
+from bench.peers.tables import label, threads
 from bench.report.figures.picture import Drawn, Picture
 from bench.report.figures.style import (
+    Look,
     concurrency_axis,
     legend_below,
     looks,
@@ -20,6 +22,7 @@ from bench.report.figures.style import (
 from bench.results.records import Candidate
 
 NAME = "peers"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1)))
 COLUMNS = ("pair", "workload", "concurrency", "engine", "tokens_per_s", "low", "high")
 
 
@@ -33,11 +36,11 @@ def picture(summary: Summary) -> Picture:
     """A row for each pair, a column for each workload."""
     run = summary.run
     engines = summary.engines
-    look = looks([Candidate(name=engine, topology=engine) for engine in engines])
+    look = _looks(engines)
     title = finding(summary)
     footer = (
         "Output tokens/s, prefill included; geometric mean and 95 % interval over interleaved "
-        f"rounds; float32, {run.threads} threads for every engine, greedy, no prefix caching. "
+        f"rounds; float32, {threads(run)} for every engine, greedy, no prefix caching. "
         "Grey: the bound of the machine."
     )
     rows = -(-len(engines) // 6)
@@ -87,6 +90,18 @@ def picture(summary: Summary) -> Picture:
         numbers,
         figure,
     )
+
+
+def _looks(engines: Sequence[str]) -> dict[str, Look]:
+    """A peer has one colour and marker; its modes are told apart by the dashes."""
+    peers = list(dict.fromkeys(engine.partition(":")[0] for engine in engines))
+    of_peer = looks([Candidate(name=peer, topology=peer) for peer in peers])
+    found: dict[str, Look] = {}
+    for engine in engines:
+        peer = engine.partition(":")[0]
+        turn = sum(other.partition(":")[0] == peer for other in found)
+        found[engine] = replace(of_peer[peer], dash=DASHES[turn % len(DASHES)])
+    return found
 
 
 def _values(cells: Sequence[CellSummary]) -> list[float]:

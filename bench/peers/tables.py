@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.peers.plan import OURS
-from bench.peers.records import PairRecord, Workload
+from bench.peers.records import PairRecord, RunRecord, Workload
 from bench.peers.summary import (
     AUTO,
     PLAIN,
@@ -39,6 +39,11 @@ def label(engine: str) -> str:
     return engine.replace(":", ", ")
 
 
+def threads(run: RunRecord) -> str:
+    """How many each engine computes with."""
+    return f"{run.threads} thread{'s' if run.threads > 1 else ''}"
+
+
 def _facts(summary: Summary) -> str:
     run = summary.run
     machine = run.environment.get("machine", {})
@@ -46,8 +51,8 @@ def _facts(summary: Summary) -> str:
         f"{n} at C = {c}" for n, c in zip(run.rounds, run.concurrencies, strict=True)
     )
     text = (
-        f"Measured {run.started[:10]} on {machine.get('cpu') or 'an unnamed CPU'}, {run.threads} "
-        f"threads for every engine, float32, greedy, prefix caching off. Output tokens/s, prefill "
+        f"Measured {run.started[:10]} on {machine.get('cpu') or 'an unnamed CPU'}, {threads(run)} "
+        f"for every engine, float32, greedy, prefix caching off. Output tokens/s, prefill "
         f"included: the geometric mean of the rounds (95 % interval over rounds). Planned rounds: "
         f"{rounds}."
     )

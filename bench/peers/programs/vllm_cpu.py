@@ -61,6 +61,9 @@ PEER = Peer(
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "{cores}",
         "VLLM_CACHE_ROOT": "{folder}",
+        # 0.32 cannot load what it compiled ahead of time for a CPU; inductor's own cache it can.
+        "VLLM_USE_AOT_COMPILE": "0",
+        "TORCHINDUCTOR_CACHE_DIR": "{environment}/compiled",
         "LD_PRELOAD": "{environment}/lib/libiomp5.so",
         "HF_HUB_OFFLINE": "1",
     },
