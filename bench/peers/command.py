@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import click
@@ -82,7 +83,7 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option(
     "--once-below",
     type=click.FloatRange(0, 1),
-    default=0.5,
+    default=0.7,
     show_default=True,
     help="A peer whose first round is below this share of the best peer's is measured once.",
 )
@@ -218,20 +219,24 @@ def _say(text: str) -> None:
 
 
 def _write(results: PeersFolder, page: Path | None) -> None:
-    """``peers.md`` and the figure, and the tables into a document."""
-    from bench.peers.figure import draw
+    """``peers.md`` and the figure; into a document the tables, and the figure beside it."""
+    from bench.peers.figure import NAME, draw
     from bench.peers.tables import page as tables
 
     summary = summarise(results.run(), results.cells(), results.failures())
     text = tables(summary)
     try:
-        (results.path / "peers.md").write_text(text + "\n", encoding="utf-8")
-        draw(summary, results.path)
+        (results.path / f"{NAME}.md").write_text(text + "\n", encoding="utf-8")
+        drawn = draw(summary, results.path)
         if page is not None:
             from bench.models.evaluate import replace_between_markers
 
+            file = f"{NAME}.png"
+            section = f"![{drawn.picture.alt}]({file})\n\n{text}"
             old = page.read_text(encoding="utf-8")
-            page.write_text(replace_between_markers(old, text, BEGIN, END), encoding="utf-8")
+            new = replace_between_markers(old, section, BEGIN, END)
+            shutil.copyfile(results.path / file, page.parent / file)
+            page.write_text(new, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise PeersError(str(error)) from error
     click.echo(text)

@@ -98,6 +98,8 @@ class Measurement:
             "folder": str(converted),
         }
         variables = {name: text.format(**places) for name, text in peer.variables.items()}
+        if peer.requirements:
+            variables["PYTHONPATH"] = ""  # of our packages, which are not its own
         return self._loaded(pair, choice.name, python, program, variables, choice.mode, converted)
 
     def _judge(self, pair: Pair) -> Engine:

@@ -28,7 +28,7 @@ class Limits:
 
     load: float = 900.0
     answer: float = 300.0
-    once_below: float = 0.5
+    once_below: float = 0.7
     judged: int = 8
 
 

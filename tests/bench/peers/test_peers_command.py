@@ -225,5 +225,6 @@ def test_ours_and_transformers_on_a_tiny_pair(tmp_path: Path) -> None:
     assert {(cell.judged, cell.equal) for cell in cells} == {(1, 1), (3, 3)}
     assert "old" not in page.read_text()
     assert "ours, auto ÷ ours, plain" in page.read_text()
+    assert (tmp_path / "peers.png").exists()
     assert command(*arguments).exit_code == 0
     assert folder.cells() == cells
