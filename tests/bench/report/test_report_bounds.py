@@ -12,7 +12,8 @@ from bench.report.analysis import analyse
 from bench.report.cell_rows import throughput_row
 from bench.report.page_blocks import Paragraph, Table
 from bench.report.page_results import five_pictures
-from bench.roofline import CellWork, ModelCost, cell_bound
+from bench.roofline import CellWork, ModelCost, cell_bound, recorded
+from bench.roofline.machine import MachineRates
 from bench.roofline.recorded import KEY, PairCosts, Recorded, facts, recorded_in
 from pdv_mp import assets
 
@@ -59,6 +60,26 @@ def test_results_without_rates_say_so(kept: dict[str, object]) -> None:
     assert {cell.bound for cell in analysis.cells} == {None}
     texts = [b.text for b in five_pictures(analysis, {}).blocks if isinstance(b, Paragraph)]
     assert any("Measured ÷ bound: not measured." in text for text in texts)
+
+
+def test_a_cpus_rates_are_measured_with_the_servers_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def measure(threads: int) -> MachineRates:
+        asked.append(threads)
+        return MachineRates(threads, read=3e10, copy=2e10, flops=1e11)
+
+    monkeypatch.setattr(recorded, "measure", measure)
+    pairs = {"shipped": (assets.verifier_path(), assets.draft_path())}
+    for options, threads in (({"threads": 3}, 3), ({"threads": None}, 8)):
+        found = facts({"gpus": [], "usable": 8}, options, pairs)
+        assert found is not None
+        assert (found.measured, found.bandwidth, found.flops) == (True, 3e10, 1e11)
+        assert found.pairs["shipped"].verifier == VERIFIER
+        assert found.pairs["shipped"].draft == DRAFT
+        assert asked.pop() == threads
 
 
 def test_a_named_gpu_has_the_rates_of_the_table(tmp_path: Path) -> None:

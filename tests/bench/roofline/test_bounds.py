@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from bench.cli import main
 from bench.inflate.shapes import find_shape
-from bench.roofline import DEVICES, CellWork, ModelCost, best_length, cell_bound, step_seconds
+from bench.roofline import (
+    DEVICES,
+    CellWork,
+    ModelCost,
+    best_length,
+    cell_bound,
+    machine,
+    step_seconds,
+)
 from bench.roofline.bounds import acceptance_of, decode_bound, expected_tokens, prefill_seconds
 from bench.roofline.rates import Rates
 
@@ -105,3 +114,12 @@ def test_an_unknown_shape_is_refused() -> None:
     done = CliRunner().invoke(main, ["roofline", "--device", "H200", "--model", "llama-2-7"])
     assert done.exit_code == 2
     assert "did you mean llama-2-7b?" in done.output
+
+
+def test_the_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SECONDS", 0.02)
+    monkeypatch.setattr(machine, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "MATRIX", 64)
+    found = machine.rates_here(torch.get_num_threads())
+    assert min(found.read, found.copy, found.flops) > 1e6
+    assert found.rates.bandwidth == max(found.read, found.copy)
