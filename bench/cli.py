@@ -18,6 +18,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
         "gateway": ("bench.gateway.command:gateway", "Measure what the HTTP gateway costs."),
+        "peers": (
+            "bench.peers.command:peers_command",
+            "Compare with the engines that a user would pick instead.",
+        ),
+        "roofline": (
+            "bench.roofline.command:roofline",
+            "Say what a device allows at most for a model pair.",
+        ),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )
