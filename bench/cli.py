@@ -17,6 +17,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Measure as the source documents did, and honestly.",
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
+        "calibrate": (
+            "bench.emulation.calibrate_command:calibrate",
+            "Write the cost table of a device, measured or computed.",
+        ),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )
