@@ -21,6 +21,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "bench.emulation.calibrate_command:calibrate",
             "Write the cost table of a device, measured or computed.",
         ),
+        "emulate": (
+            "bench.emulation.command:emulate",
+            "Where handoffs pay, asked of emulated devices.",
+        ),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )
