@@ -25,6 +25,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "bench.emulation.command:emulate",
             "Where handoffs pay, asked of emulated devices.",
         ),
+        "advise": (
+            "bench.advice.command:advise",
+            "Say which topology and draft length to use.",
+        ),
+        "ablate": ("bench.ablations.command:ablate", "Vary one design choice at a time."),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )

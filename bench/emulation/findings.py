@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.emulation.law import HostCosts
 from bench.emulation.records import Trial
+from bench.emulation.studies import SPLIT, TWINS
 from bench.statistics import ALPHA, MIN_BLOCKS, paired_ratio
 
 Rows = list[dict[str, Any]]
@@ -81,18 +82,18 @@ def deepest(rows: Rows, setup: str, which: str) -> Deepest | None:
 
 
 def device_rows(rows: Rows) -> Rows:
-    """Of each pair and concurrency, the rate of a draft device over that of two replicas, and of
-    each over one device."""
+    """Of each pair and concurrency, the rate with a draft device over that of two replicas."""
     of = {(r["table"], r["concurrency"], r["setup"]): r for r in rows if r["study"] == "devices"}
     found = []
-    for table, concurrency in dict.fromkeys((key[0], key[1]) for key in of):
-        split = of.get((table, concurrency, "pdv, draft device"))
-        replicas = of.get((table, concurrency, "unified, two replicas"))
-        if split is None or replicas is None:
+    for (table, concurrency, setup), split in of.items():
+        replicas = of.get((table, concurrency, TWINS))
+        if replicas is None or not setup.startswith(SPLIT):
             continue
         found.append(
             {
                 "table": table,
+                "setup": setup,
+                "pair": f"{table}{setup.removeprefix(SPLIT)}",
                 "concurrency": concurrency,
                 "k_draft_device": split["k"],
                 "k_replicas": replicas["k"],

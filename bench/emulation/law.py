@@ -15,6 +15,12 @@ verified, and a cycle of both takes
 
     T(C) = 2 max(k T_d(n) + sum of m (h0 + h1 n), T_v(n, k + 1) + s(n))
 
+With the draft on a device of its own, one group and drafts made ahead, the draft goes on while its
+proposal is verified, as if all of it were kept and the token after it guessed. That holds for all n
+requests with h = a^((k + 1) n), and else they are drafted after all:
+
+    T(C) = max(T_v(n, k + 1) + s(n), h (k + 1) T_d(n)) + (1 - h) k T_d(n) + sum of m (h0 + h1 n)
+
 Two replicas on two devices are two servers with half of the requests each.
 """
 
@@ -67,13 +73,15 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Arrangement:
     """Who computes where: a topology by name, ``groups``, and whether the draft has a device of its
-    own. ``replicas`` have a device each. ``extra_us``: a delay that is added to each message."""
+    own, and there goes ``ahead``. ``replicas`` have a device each. ``extra_us``: a delay that is
+    added to each message."""
 
     topology: str
     groups: int = 1
     own_draft_device: bool = False
     replicas: int = 1
     extra_us: float = 0.0
+    ahead: bool = False
 
     @property
     def messages(self) -> int:
@@ -117,6 +125,11 @@ def predict(
     if where.own_draft_device and groups > 1 and k:
         device = groups * verifies
         cycle = groups * max(drafts + messages, verifies + host.cycle(n))
+    elif where.own_draft_device and where.ahead and k:
+        device = verifies
+        hit = table.acceptance ** ((k + 1) * n)
+        guessed = hit * drafts * (k + 1) / k
+        cycle = max(verifies + host.cycle(n), guessed) + (1 - hit) * drafts + messages
     else:
         device = groups * (drafts + verifies)
         cycle = device + groups * host.cycle(n) + messages

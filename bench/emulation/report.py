@@ -223,7 +223,7 @@ def _devices(rows: Rows, pictures: list[Picture | None]) -> list[str]:
             "emulated_devices",
             title,
             rows,
-            "table",
+            "pair",
             "concurrency",
             ("clients at a time (concurrency)", "draft device ÷ two replicas"),
             "ratio",
@@ -233,10 +233,10 @@ def _devices(rows: Rows, pictures: list[Picture | None]) -> list[str]:
         "## Two devices: one that drafts, or two replicas\n\nEach with the draft length that the "
         "law thinks best; above 1 the draft device is ahead.\n\n"
         + markdown(
-            ("pair", "C", "k", "k of replicas", "expected", "found"),
+            ("pair and way", "C", "k", "k of replicas", "expected", "found"),
             [
                 (
-                    r["table"],
+                    r["pair"],
                     r["concurrency"],
                     r["k_draft_device"],
                     r["k_replicas"],

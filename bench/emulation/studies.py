@@ -34,6 +34,9 @@ DELAYED_STEP_MS = 3.0
 CYCLES = 40
 """A window has so many cycles at least, by the law."""
 
+SPLIT = "pdv, draft device"
+TWINS = "unified, two replicas"
+
 TWO_DEVICES = """
 tokenizers: 1
 workers:
@@ -174,9 +177,21 @@ def device_setups(table: CostTable) -> list[Setup]:
         Setup("unified, one device", Arrangement("unified"), K, table),
         Setup("pdv, one device", Arrangement("pdv"), K, table),
         Setup(
-            "pdv, draft device", Arrangement("pdv", 2, own_draft_device=True), K, table, TWO_DEVICES
+            f"{SPLIT}, two groups",
+            Arrangement("pdv", 2, own_draft_device=True),
+            K,
+            table,
+            TWO_DEVICES,
         ),
-        Setup("unified, two replicas", Arrangement("unified", replicas=2), K, table, REPLICAS),
+        Setup(
+            f"{SPLIT}, draft-ahead",
+            Arrangement("pdv", own_draft_device=True, ahead=True),
+            K,
+            table,
+            TWO_DEVICES,
+            options=(("draft_ahead", True),),
+        ),
+        Setup(TWINS, Arrangement("unified", replicas=2), K, table, REPLICAS),
     ]
 
 

@@ -195,10 +195,10 @@ def sweep(
         raise click.UsageError(str(error)) from None
     try:
         with folder.writing():
-            if _enter(folder, prepared, resume=resume, restart=restart):
+            if enter_run(folder, prepared, resume=resume, restart=restart):
                 for note in prepared.notes:
                     _say(note)
-                _measure(folder, prepared, options["budget"], progress)
+                measure_run(folder, prepared, options["budget"], progress)
             failed = _report(folder)
     except (ResultsError, LaunchError) as error:
         raise click.ClickException(str(error)) from None
@@ -209,7 +209,7 @@ def sweep(
         sys.exit(EXIT_FAILED)
 
 
-def _enter(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: bool) -> bool:
+def enter_run(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: bool) -> bool:
     """Begins the run, or takes up the one that is there; whether there is something to measure.
 
     Raises UsageError if there is one that is not to be touched.
@@ -240,7 +240,7 @@ def _enter(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: 
     return True
 
 
-def _measure(
+def measure_run(
     folder: ResultsFolder, prepared: Prepared, budget: float, progress: bool | None
 ) -> End:
     run = prepared.run
