@@ -51,7 +51,8 @@ def axes_of(resources: Resources, chunk: int) -> dict[str, Axes]:
     most, room = resources.num_slots, resources.max_model_len
     sequences = (*(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < most), most)
     context = tuple(n for n in (16, 128, 512) if n + 64 <= room)
-    widths = tuple(n for n in (8, 32, 128, chunk) if n <= min(chunk, room // 2))
+    longest = min(chunk, room // 2)
+    widths = (*(n for n in (8, 32, 128) if n < longest), longest)
     prompts = Axes(
         tuple(n for n in sequences if n <= PREFILL_SEQUENCES),
         widths,

@@ -243,6 +243,8 @@ def enter_run(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restar
 def measure_run(
     folder: ResultsFolder, prepared: Prepared, budget: float, progress: bool | None
 ) -> End:
+    """Measure what is not there yet; ``progress`` as the option of that name. Raises LaunchError or
+    ResultsError."""
     run = prepared.run
 
     def open_pair(number: int) -> AbstractContextManager[Measure]:
