@@ -126,7 +126,8 @@ class ModelOptions(_Checked):
     )
     device: str = option(
         "auto",
-        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one",
+        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one; emulated:FILE takes "
+        "the time that a cost table says, and computes nothing",
         metavar="DEVICE",
     )
     model_impl: str = option(

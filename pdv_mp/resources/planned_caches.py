@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pdv_mp.emulation.kv_account import EmulatedKVCache
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.resources.attachment import Attachment
 from pdv_mp.resources.resource_plan import (
@@ -17,6 +18,8 @@ from pdv_mp.resources.resource_plan import (
 
 def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> KVCache:
     """The cache of a model in memory of this process."""
+    if plan.emulated is not None:
+        return _account(plan, model)
     if plan.layout == "contiguous":
         return ContiguousKVCache(
             model.config,
@@ -34,6 +37,18 @@ def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> K
         plan.max_model_len,
         plan.dtype,
         plan.device,
+    )
+
+
+def _account(plan: ResourcePlan, model: PlannedModel) -> KVCache:
+    """What an emulated device has for a cache."""
+    return EmulatedKVCache(
+        model.config,
+        plan.num_slots,
+        plan.max_model_len,
+        plan.dtype,
+        plan.block_size,
+        torch.device("cpu"),
     )
 
 
@@ -100,6 +115,8 @@ def attached_cache(
     plan: ResourcePlan, model: PlannedModel, attachment: Attachment, replica: int, held: bool
 ) -> KVCache:
     """The cache of a model in a worker of a replica; ``held`` as in :func:`lane_cache`."""
+    if plan.emulated is not None:
+        return _account(plan, model)
     if not plan.private_caches:
         return shared_cache(plan, model, attachment, replica)
     table = None
@@ -110,6 +127,8 @@ def attached_cache(
 
 def kv_names(plan: ResourcePlan, model: PlannedModel, replica: int, schedules: bool) -> set[str]:
     """Names of the buffers with a model's KV that a worker of a replica maps."""
+    if plan.emulated is not None:
+        return set()
     names = set() if plan.private_caches else {kv_name(model.role, replica)}
     if plan.layout == "paged":
         names.add(table_name(model.role, replica))

@@ -26,6 +26,7 @@ rows where it does not are ranked further, in the end in full.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -91,6 +92,10 @@ class SamplingRows:
             self.seeds[index],
             self.positions[index],
         )
+
+
+Sampler = Callable[[Tensor, SamplingRows], Tensor]
+"""Chooses one token per row of logits, as :func:`sample` does."""
 
 
 @dataclass(frozen=True, slots=True)

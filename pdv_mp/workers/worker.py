@@ -33,7 +33,6 @@ from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller
 from pdv_mp.speculation.ngram import make_index
-from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.speculative_config import DRAFT_MODEL, NGRAM
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.messages import DraftOrder, Proposal, without_drafts
@@ -137,11 +136,18 @@ class Worker:
         self.table = SequenceTable(resources.num_slots, resources.max_model_len)
         self.pools = resources.pools
         target, draft = resources.target, resources.draft
-        rule = acceptance_rule(config.speculation.acceptance)
+        rule = resources.rule(config)
+        self._emulator = resources.emulator
         self.prefill: PrefillStage | None = None
         self.draft: DraftStage | None = None
         if "prefill" not in self._lanes:
-            self.prefill = PrefillStage(target, draft, resources.num_slots, resources.max_model_len)
+            self.prefill = PrefillStage(
+                resources.prefill_target,
+                resources.prefill_draft,
+                resources.num_slots,
+                resources.max_model_len,
+                resources.sampler,
+            )
         self._hybrid = config.handoff.hybrid and "draft" in self._lanes
         if draft is not None and ("draft" not in self._lanes or self._hybrid):
             self.draft = DraftStage(draft, rule, resources.num_slots)
@@ -577,7 +583,9 @@ class Worker:
     def info(self, batches: int = MAX_BATCHES) -> dict[str, Any]:
         """Stages, pools, counters and the last ``batches``, for wire.engine.InfoReply."""
         scheduler = self.scheduler
+        emulated = {} if self._emulator is None else {"emulated": self._emulator.report()}
         return {
+            **emulated,
             "stages": {
                 "prefill": {
                     "hosted": self.prefill is not None,

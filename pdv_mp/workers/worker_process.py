@@ -144,6 +144,7 @@ def run_worker(
     finally:
         waiting.close()
         lock.close()
+        resources.close()
         edge.close()
         for lane in lanes.values():
             lane.close()
