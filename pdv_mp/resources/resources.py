@@ -228,7 +228,15 @@ def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> Lang
             dummy=config.model.load_format == "dummy",
         )
     weights = _own_weights(config, plan, model.config, model.folder)
-    return Transformer(model.config, weights, plan.max_model_len)
+    return _own_model(plan, model.config, weights)
+
+
+def _own_model(plan: ResourcePlan, shape: ModelConfig, weights: Weights) -> LanguageModel:
+    if plan.attention == "triton":
+        from pdv_mp.model.triton_transformer import TritonTransformer
+
+        return TritonTransformer(shape, weights, plan.max_model_len)
+    return Transformer(shape, weights, plan.max_model_len)
 
 
 def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> LanguageModel:
@@ -236,7 +244,7 @@ def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> 
     shape = plan.shareable(model)
     manifest = Manifest.build(shape, plan.dtype)
     weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
-    return Transformer(shape, weights, plan.max_model_len)
+    return _own_model(plan, shape, weights)
 
 
 def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:
