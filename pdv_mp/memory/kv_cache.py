@@ -468,11 +468,13 @@ class PagedKVCache(KVCache):
     def _row_range(self, slot: int, start: int, rows: torch.Tensor) -> torch.Tensor:
         """Where the rows of a slot from ``start`` on lie."""
         positions = np.arange(start, self._check_rows(slot, start, rows))
-        return to_device(self._row_places(np.full_like(positions, slot), positions), self.device)
+        return to_device(self.row_places(np.full_like(positions, slot), positions), self.device)
 
-    def _row_places(
+    def row_places(
         self, row_slots: NDArray[np.int64], row_positions: NDArray[np.int64]
     ) -> NDArray[np.int64]:
+        """Where rows lie: block * block_size + offset, [N], of a slot and a position each. Raises
+        ValueError for a position that its slot has no block for."""
         blocks = self.block_table[row_slots, row_positions // self.block_size]
         if int(blocks.max()) == self.dummy_block:
             row = int(np.argmax(blocks))
@@ -512,7 +514,7 @@ class PagedKVCache(KVCache):
     def _destination(
         self, batch: ForwardBatch
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
-        places = self._row_places(batch.row_slots, batch.row_positions)
+        places = self.row_places(batch.row_slots, batch.row_positions)
         return (to_device(places, self.device),), None
 
     def _source(self, slots: NDArray[np.int64], context: int) -> tuple[torch.Tensor, ...]:

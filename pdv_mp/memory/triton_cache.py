@@ -46,6 +46,8 @@ class TritonKVCache(PagedKVCache):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._processors = _HOST_PROCESSORS
+        # Made before a graph is recorded, and part of no recording.
+        self._static_tiles: dict[tuple[int, int], Tiles] = {}
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             self._processors = properties.multi_processor_count
@@ -57,7 +59,7 @@ class TritonKVCache(PagedKVCache):
     def plan(self, batch: ForwardBatch) -> PagedPlan:
         """Lay out a batch. Raises ValueError for a slot or position that does not exist."""
         self._check_batch(batch)
-        places = self._row_places(batch.row_slots, batch.row_positions)
+        places = self.row_places(batch.row_slots, batch.row_positions)
         rows = tile_rows(int(batch.query_lens.max()), self._group_size)
         first, last, lane = _cut(batch.query_lens, rows)
         keys = int(batch.row_positions.max()) + 1
@@ -83,6 +85,13 @@ class TritonKVCache(PagedKVCache):
     ) -> PagedPlan:
         lanes = len(tables)
         count = len(positions) // lanes
+        tiles = self._static_tiles.get((lanes, count))
+        if tiles is None:
+            tiles = self._static_tiles[lanes, count] = self._cut_evenly(lanes, count)
+        return self._plan(places, tiles, positions, tables, self.max_model_len)
+
+    def _cut_evenly(self, lanes: int, count: int) -> Tiles:
+        """Tiles of lanes with ``count`` rows each."""
         rows = tile_rows(count, self._group_size)
         lane, first = torch.meshgrid(
             torch.arange(lanes, device=self.device),
@@ -90,13 +99,12 @@ class TritonKVCache(PagedKVCache):
             indexing="ij",
         )
         start = lane * count
-        tiles = Tiles(
+        return Tiles(
             (start + first).flatten(),
             (start + (first + rows).clamp(max=count)).flatten(),
             lane.flatten(),
             rows,
         )
-        return self._plan(places, tiles, positions, tables, self.max_model_len)
 
     def attend(self, layer: int, q: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Causal attention of N query rows over what is written; q and result as in KVCache.

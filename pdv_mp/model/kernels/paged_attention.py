@@ -34,7 +34,7 @@ _KEYS = {2: 64, 4: 32}
 _LOG2_E = math.log2(math.e)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "table_stride"])
 def _attend(
     query,
     pool,
@@ -135,7 +135,7 @@ def _attend(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "splits"])
 def _join(
     parts,
     part_logs,
