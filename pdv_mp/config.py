@@ -152,6 +152,13 @@ class ModelOptions(_Checked):
     load_format: str = option(
         "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")
     )
+    pack_weights: str = option(
+        "auto",
+        help="keep float32 weights on a CPU in the form that MKL's kernels read, which is faster; "
+        "such a copy cannot be shared: auto packs where one process has the weights for itself, "
+        "always in each of several workers, too, which costs memory",
+        choices=("auto", "always", "never"),
+    )
     max_model_len: int | None = option(
         None,
         help="most tokens of prompt and output together (default: what the models allow)",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from pdv_mp.memory.triton_cache import PagedPlan, TritonKVCache
 from pdv_mp.model.kernels.pointwise import rms_norm, rotate_and_store, silu_times
+from pdv_mp.model.linear import PlainLinear
 from pdv_mp.model.rope import rotation_table
 
 if TYPE_CHECKING:
@@ -21,31 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
-    """A matrix [in, out], a view of the stored [out, in], and its bias."""
-
-    matrix: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.matrix if self.bias is None else torch.addmm(self.bias, x, self.matrix)
-
-    def add_to(self, target: torch.Tensor, x: torch.Tensor) -> None:
-        """target += x @ matrix + bias, in place."""
-        target.addmm_(x, self.matrix)
-        if self.bias is not None:
-            target.add_(self.bias)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     input_norm: torch.Tensor
-    qkv: _Linear
+    qkv: PlainLinear
     qk_norm: torch.Tensor | None
-    o: _Linear
+    o: PlainLinear
     mlp_norm: torch.Tensor
-    gate_up: _Linear
-    down: _Linear
+    gate_up: PlainLinear
+    down: PlainLinear
 
 
 class TritonTransformer:
@@ -68,8 +52,8 @@ class TritonTransformer:
         self._lm_head = head.t()
         self._norm = weights["norm"]
 
-        def linear(name: str, bias: str) -> _Linear:
-            return _Linear(weights[name].t(), weights.get(bias))
+        def linear(name: str, bias: str) -> PlainLinear:
+            return PlainLinear(weights[name], weights.get(bias))
 
         self._layers = []
         for index in range(config.num_layers):

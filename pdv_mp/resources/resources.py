@@ -19,6 +19,7 @@ from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
+from pdv_mp.model.linear import can_pack
 from pdv_mp.model.loading import load_weights, random_weights
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
@@ -197,7 +198,7 @@ def attach_resources(
     )
     if attachment is None:
         return None
-    transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
+    transformers = {model.role: _mapped(config, plan, model, attachment) for model in computed}
     caches = {
         model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
         for model in reached
@@ -252,23 +253,28 @@ def _load(
         buffer = torch.empty(manifest.nbytes, dtype=torch.uint8, device=plan.device)
         weights = Weights(manifest, buffer)
         fill(model.role, weights)
-    return _own_model(plan, model.config, weights)
+    return _own_model(plan, model.config, weights, config.model.pack_weights != "never")
 
 
-def _own_model(plan: ResourcePlan, shape: ModelConfig, weights: Weights) -> LanguageModel:
+def _own_model(
+    plan: ResourcePlan, shape: ModelConfig, weights: Weights, may_pack: bool
+) -> LanguageModel:
     if plan.attention == "triton":
         from pdv_mp.model.triton_transformer import TritonTransformer
 
         return TritonTransformer(shape, weights, plan.max_model_len)
-    return Transformer(shape, weights, plan.max_model_len)
+    pack = may_pack and can_pack(plan.dtype, plan.device)
+    return Transformer(shape, weights, plan.max_model_len, pack=pack)
 
 
-def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> LanguageModel:
+def _mapped(
+    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, attachment: Attachment
+) -> LanguageModel:
     """A model on weights that the pools process has loaded."""
     shape = plan.shareable(model)
     manifest = Manifest.build(shape, plan.dtype)
     weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
-    return _own_model(plan, shape, weights)
+    return _own_model(plan, shape, weights, config.model.pack_weights == "always")
 
 
 def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:
