@@ -48,11 +48,14 @@ class Answer(Response):
             LogprobsWriter(service.pieces, job.names_ids) for _ in range(len(job.prompts) * job.n)
         ]
         self._gone = False
-        self.last_sent = time.monotonic()
 
     def wake(self) -> None:
         """There may be something to do."""
         self._news.set()
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has been silent for so long that it should say that it lives."""
+        return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -112,7 +115,7 @@ class Answer(Response):
         generation = self._service.backend.generate(
             prompt,
             params,
-            self.wake,
+            self._news.set,
             stream=job.stream or job.wants_tokens,
             timeline=job.timeline,
             add_special_tokens=job.add_special_tokens,

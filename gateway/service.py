@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from gateway.answers import Answer
@@ -59,8 +60,10 @@ class GatewayService:
     def _wake_all(self) -> None:
         """Streams that were silent for long say so."""
         self._tick = None
+        now = time.monotonic()
         for answer in self._answers:
-            answer.wake()
+            if answer.overdue(now):
+                answer.wake()
         if self._answers:
             self._tick = asyncio.get_running_loop().call_later(TICK_SECONDS, self._wake_all)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,13 @@ _HEADERS = [
 class StreamedAnswer(Answer):
     """Server-sent events, one for each ``tokens`` message, as many in one write as there are."""
 
+    _begun = False
+    _last_sent = math.inf
+
+    def overdue(self, now: float) -> bool:
+        patience = KEEP_ALIVE_SECONDS if self._begun else HEADERS_AFTER_SECONDS
+        return now - self._last_sent >= patience
+
     async def _run(self, send: Send) -> None:
         job = self._job
         self._events = ChunkWriter(
@@ -42,7 +50,7 @@ class StreamedAnswer(Answer):
             created=self._created,
             usage=job.include_usage,
         )
-        self._begun = False
+        self._last_sent = time.monotonic()
         self._sent_tokens = [0] * (len(job.prompts) * job.n)
         await self._start()
         try:
@@ -67,8 +75,8 @@ class StreamedAnswer(Answer):
                     await self._write(send, "".join(lines).encode())
             if not open_ones:
                 break
-            if not lines:
-                await self._stay_alive(send)
+            if not lines and self.overdue(time.monotonic()):
+                await self._write(send, KEEP_ALIVE)
             await self._wait()
         completions = [g.completion for g in self._generations if g.completion is not None]
         end = b""
@@ -158,11 +166,6 @@ class StreamedAnswer(Answer):
         prompts = sum(generation.prompt_tokens for generation in self._generations[:: self._job.n])
         return json.dumps(usage(prompts, sum(self._sent_tokens), 0))
 
-    async def _stay_alive(self, send: Send) -> None:
-        patience = KEEP_ALIVE_SECONDS if self._begun else HEADERS_AFTER_SECONDS
-        if time.monotonic() - self.last_sent >= patience:
-            await self._write(send, KEEP_ALIVE)
-
     async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
         if self._gone:
             raise Disconnected
@@ -170,7 +173,7 @@ class StreamedAnswer(Answer):
             self._begun = True
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await send({"type": "http.response.body", "body": data, "more_body": more})
-        self.last_sent = time.monotonic()
+        self._last_sent = time.monotonic()
 
 
 def _wants_summary(job: Job) -> bool:

@@ -103,6 +103,9 @@ def unpack(frame: bytes, max_containers: int | None = None) -> dict[str, Any]:
     id = fields.get("id")
     readable_id = id if isinstance(id, str) and 1 <= len(id) <= MAX_ID_CHARACTERS else None
     for name, value in fields.items():
+        kind = type(value)
+        if kind in _HARMLESS or (kind is int and -INTEGER_LIMIT <= value <= INTEGER_LIMIT):
+            continue
         fault = _fault(value)
         if fault:
             raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name[:40]} {fault}", readable_id)

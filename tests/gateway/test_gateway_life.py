@@ -96,6 +96,21 @@ def test_the_second_signal_ends_open_streams(
     assert gateway.process.wait(60) == 0
 
 
+def test_a_stream_that_has_to_wait_gives_signs_of_life(
+    url: str, stopped_worker: Callable[[], None]
+) -> None:
+    stopped_worker()
+    with connect(url) as connection:
+        connection.sendall(request(COMPLETIONS, json.dumps({"prompt": "x", **LONG}).encode()))
+        found = b""
+        while b": waiting\n\n" not in found:
+            part = connection.recv(1024)
+            assert part, found
+            found += part
+    assert status(found) == 200
+    assert b"data: " not in found
+
+
 @pytest.mark.slow
 def test_nobody_behind_the_gateway(start_gateway: Callable[..., GatewayProcess]) -> None:
     with socket.socket() as free:
