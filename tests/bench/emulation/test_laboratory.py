@@ -221,7 +221,7 @@ def test_steps_of_a_real_pair_are_timed(tiny_pair: TinyPair) -> None:
     assert set(steps) == {"prefill", "verify", "prefill_draft", "draft"}
     assert steps["verify"].sequences == (1, 2)
     assert all(
-        value > 0 for costs in steps.values() for p in costs.microseconds for r in p for value in r
+        value >= 0 for costs in steps.values() for p in costs.microseconds for r in p for value in r
     )
     base = read_cost_table(table_path(studies.BASE))
     table = dataclasses.replace(base, steps=steps)
