@@ -17,6 +17,15 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Measure as the source documents did, and honestly.",
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
+        "gateway": ("bench.gateway.command:gateway", "Measure what the HTTP gateway costs."),
+        "peers": (
+            "bench.peers.command:peers_command",
+            "Compare with the engines that a user would pick instead.",
+        ),
+        "roofline": (
+            "bench.roofline.command:roofline",
+            "Say what a device allows at most for a model pair.",
+        ),
         "calibrate": (
             "bench.emulation.calibrate_command:calibrate",
             "Write the cost table of a device, measured or computed.",

@@ -12,9 +12,14 @@ from bench.load.errors import LoadError
 from pdv_mp import LLM
 from pdv_mp.client.client import Client
 
-SAME_WORK: Mapping[str, Any] = {"enable_prefix_caching": False, "num_speculative_tokens": 4}
+SAME_WORK: Mapping[str, Any] = {
+    "enable_prefix_caching": False,
+    "num_speculative_tokens": 4,
+    "pack_weights": "always",
+}
 """Options of servers that are compared, unless they are what is compared: nobody skips a prompt,
-and all draft as far as the source documents' engine did, whatever each would choose."""
+all draft as far as the source documents' engine did, whatever each would choose, and all multiply
+with the same kernels."""
 
 IDLE_SECONDS = 20.0
 """How long a server may take to have nothing open any more."""

@@ -140,6 +140,13 @@ class ModelOptions(_Checked):
     load_format: str = option(
         "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")
     )
+    pack_weights: str = option(
+        "auto",
+        help="keep float32 weights on a CPU in the form that MKL's kernels read, which is faster; "
+        "such a copy cannot be shared: auto packs where one process has the weights for itself, "
+        "always in each of several workers, too, which costs memory",
+        choices=("auto", "always", "never"),
+    )
     max_model_len: int | None = option(
         None,
         help="most tokens of prompt and output together (default: what the models allow)",
@@ -357,6 +364,30 @@ class ServerOptions(_Checked):
     insecure: bool = option(
         False, help="serve other machines without a token: anyone who can connect may use it"
     )
+    metrics_port: int | None = option(
+        None,
+        help="HTTP port on which a process of its own answers Prometheus at /metrics; 0 picks a "
+        "free one (default: no such process)",
+        minimum=0,
+        maximum=65535,
+    )
+    metrics_host: str = option(
+        "127.0.0.1",
+        help="address of --metrics-port; one that other machines can reach needs --insecure, since "
+        "whoever can connect may read the metrics",
+        metavar="ADDRESS",
+    )
+    goodput_ttft_ms: float = option(
+        2000.0,
+        help="milliseconds to the first token within which a request can count as goodput",
+        minimum=0.0,
+    )
+    goodput_tpot_ms: float = option(
+        100.0,
+        help="milliseconds per output token after the first within which a request can count as "
+        "goodput",
+        minimum=0.0,
+    )
     max_message_bytes: int = option(
         4 * 1024 * 1024,
         help="largest message that a client may send",
@@ -403,6 +434,37 @@ class ServerOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HttpOptions(_Checked):
+    """The OpenAI-compatible gateway, one more process."""
+
+    http_port: int | None = option(
+        None,
+        help="TCP port of an HTTP gateway with the OpenAI API; 0 picks a free one (default: no "
+        "gateway)",
+        minimum=0,
+        maximum=65535,
+    )
+    http_host: str = option(
+        "127.0.0.1",
+        help="address that the gateway listens on, or a name of it; one that other machines can "
+        "reach needs --api-key-file or --insecure",
+        metavar="ADDRESS",
+    )
+    api_key_file: str | None = option(
+        None,
+        help="file with a key of at least 16 characters, readable by its owner only; HTTP clients "
+        "must send it as a bearer token",
+        metavar="PATH",
+    )
+    http_max_body_bytes: int = option(
+        4 * 1024 * 1024, help="largest body of an HTTP request", minimum=1024, metavar="BYTES"
+    )
+    http_body_timeout: float = option(
+        30.0, help="seconds in which the body of an HTTP request must arrive", minimum=0.1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything that a server's processes need to know, fixed before the first of them starts.
 
@@ -418,6 +480,7 @@ class EngineConfig:
     speculation: SpeculationOptions = dataclasses.field(default_factory=SpeculationOptions)
     handoff: HandoffOptions = dataclasses.field(default_factory=HandoffOptions)
     server: ServerOptions = dataclasses.field(default_factory=ServerOptions)
+    http: HttpOptions = dataclasses.field(default_factory=HttpOptions)
 
     def to_json(self) -> str:
         """The configuration as JSON text; :meth:`from_json` reads it back."""

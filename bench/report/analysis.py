@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from bench.report.bounds import Bounds
 from bench.report.cells import CellBlocks, summarise
 from bench.report.comparison import Cells, comparisons, comparisons_in, noises
 from bench.report.metrics import CellMetrics, measure
@@ -76,7 +78,11 @@ def analyse(folder: ResultsFolder) -> Analysis:
     blocks = max(record.block for record in records)
     alpha = _alpha(run, end, blocks)
     cells = _measured(folder, run, records)
-    summaries = {place: summarise(cell, run.objective, alpha) for place, cell in cells.items()}
+    summaries = {}
+    bounds = Bounds(run)
+    for place, cell in cells.items():
+        summary = summarise(cell, run.objective, alpha)
+        summaries[place] = replace(summary, bound=bounds.of(summary))
     noise = noises(run, cells, alpha)
     compared = comparisons(run, cells, summaries, noise, alpha)
     return Analysis(

@@ -58,17 +58,27 @@ class Admission:
                 id,
             )
 
-    def tokenize(self, id: str, prompt: str) -> list[int]:
-        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
+    def tokenize(self, id: str, prompt: str, *, bare: bool = False) -> list[int]:
+        """Ids of a text, a ``bare`` one without what the tokenizer's template adds. Raises
+        ProtocolError for one that is far too long to try."""
         self.check_length(id, prompt)
         try:
-            return self._codec.encode(prompt)
+            return self._codec.encode(prompt, bare=bare)
         except TextError as error:
             raise ProtocolError(ErrorCode.INTERNAL, str(error), id) from error
 
     def detokenize(self, id: str, ids: list[int]) -> str:
         """Text of ids. Raises ProtocolError for an id outside the vocabulary, and for more ids than
         a request can have."""
+        self._check_detokenize(id, ids)
+        return self._codec.decode(ids)
+
+    def bytes_of(self, id: str, ids: list[int]) -> list[list[int]]:
+        """The bytes that each token stands for. Raises as :meth:`detokenize`."""
+        self._check_detokenize(id, ids)
+        return [list(self._codec.token_bytes(token)) for token in ids]
+
+    def _check_detokenize(self, id: str, ids: list[int]) -> None:
         if len(ids) > self._facts.max_model_len:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,
@@ -76,7 +86,6 @@ class Admission:
                 id,
             )
         self.check_ids("ids", ids, id)
-        return self._codec.decode(ids)
 
     def check_ids(self, name: str, ids: list[int], id: str) -> None:
         """Raises ProtocolError for an id outside the vocabulary."""

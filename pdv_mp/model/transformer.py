@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from pdv_mp.model.linear import Linear, PlainLinear
+from pdv_mp.model.linear import pack as pack_linear
 from pdv_mp.model.rope import rotate, rotation_table
 
 if TYPE_CHECKING:
@@ -21,19 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of one layer; matrices transposed to [in, out] as views."""
+    """What one layer computes with."""
 
     input_norm: _Norm
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: Linear
     qk_norm: _Norm | None
-    o: torch.Tensor
-    o_bias: torch.Tensor | None
+    o: Linear
     mlp_norm: _Norm
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
+    gate_up: Linear
+    down: Linear
 
 
 class _Norm:
@@ -67,8 +65,14 @@ class Transformer:
     Activations have the weights' dtype, logits are float32. Nothing of a batch is kept.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, max_model_len: int) -> None:
-        """Positions 0 .. max_model_len - 1 may occur; ModelError if the model cannot go so far."""
+    def __init__(
+        self, config: ModelConfig, weights: Weights, max_model_len: int, *, pack: bool = False
+    ) -> None:
+        """Positions 0 .. max_model_len - 1 may occur; ModelError if the model cannot go so far.
+
+        `pack`: keep copies of the matrices in the form that the CPU's kernels read, and nothing of
+        `weights`; see :func:`~pdv_mp.model.linear.can_pack`.
+        """
         config.check_max_model_len(max_model_len)
         self.config = config
         self.max_model_len = max_model_len
@@ -79,28 +83,33 @@ class Transformer:
         self._rotations = rotation_table(
             config.rope, config.head_dim, max_model_len, weights.device
         )
-        self._embedding = weights["embed_tokens"]
-        head = self._embedding if config.tie_word_embeddings else weights["lm_head"]
-        self._lm_head = head.t()
-        eps = config.rms_norm_eps
-        self._norm = _Norm(weights["norm"], eps)
+        make = pack_linear if pack else PlainLinear
+
+        def linear(name: str) -> Linear:
+            return make(weights[name + "_proj"], weights.get(name + "_bias"))
+
+        def norm(name: str) -> _Norm:
+            weight = weights[name]
+            return _Norm(weight.clone() if pack else weight, config.rms_norm_eps)
+
+        embedding = weights["embed_tokens"]
+        self._lm_head: Linear = make(
+            embedding if config.tie_word_embeddings else weights["lm_head"]
+        )
+        self._embedding = embedding.clone() if pack else embedding
+        self._norm = norm("norm")
         self._layers = []
         for index in range(config.num_layers):
             name = f"layers.{index}."
-            qk_norm = weights.get(name + "qk_norm")
             self._layers.append(
                 _Layer(
-                    input_norm=_Norm(weights[name + "input_norm"], eps),
-                    qkv=weights[name + "qkv_proj"].t(),
-                    qkv_bias=weights.get(name + "qkv_bias"),
-                    qk_norm=None if qk_norm is None else _Norm(qk_norm, eps),
-                    o=weights[name + "o_proj"].t(),
-                    o_bias=weights.get(name + "o_bias"),
-                    mlp_norm=_Norm(weights[name + "mlp_norm"], eps),
-                    gate_up=weights[name + "gate_up_proj"].t(),
-                    gate_up_bias=weights.get(name + "gate_up_bias"),
-                    down=weights[name + "down_proj"].t(),
-                    down_bias=weights.get(name + "down_bias"),
+                    input_norm=norm(name + "input_norm"),
+                    qkv=linear(name + "qkv"),
+                    qk_norm=norm(name + "qk_norm") if config.qk_norm else None,
+                    o=linear(name + "o"),
+                    mlp_norm=norm(name + "mlp_norm"),
+                    gate_up=linear(name + "gate_up"),
+                    down=linear(name + "down"),
                 )
             )
 
@@ -128,11 +137,11 @@ class Transformer:
                 hidden = hidden.index_select(0, batch.logit_rows)
             else:
                 attended = cache.attend(index, query, plan)
-            _add_product(hidden, attended, layer.o, layer.o_bias)
-            gate_up = _product(layer.mlp_norm(hidden), layer.gate_up, layer.gate_up_bias)
+            layer.o.add_to(hidden, attended)
+            gate_up = layer.gate_up(layer.mlp_norm(hidden))
             activated = F.silu(gate_up[:, : self._width]).mul_(gate_up[:, self._width :])
-            _add_product(hidden, activated, layer.down, layer.down_bias)
-        return torch.mm(self._norm(hidden), self._lm_head).float()
+            layer.down.add_to(hidden, activated)
+        return self._lm_head(self._norm(hidden)).float()
 
     def _write(
         self,
@@ -144,7 +153,7 @@ class Transformer:
         cache: KVCache,
     ) -> torch.Tensor:
         """Project, rotate and store a layer's keys and values; returns the queries [N, width]."""
-        qkv = _product(layer.input_norm(hidden), layer.qkv, layer.qkv_bias)
+        qkv = layer.qkv(layer.input_norm(hidden))
         heads = qkv.view(len(qkv), -1, self._head_dim)
         rotated = heads[:, : self._num_rotated]
         if layer.qk_norm is not None:
@@ -152,16 +161,3 @@ class Transformer:
         rotate(rotated, rotations)
         cache.write(index, qkv[:, self._query_width :], plan)
         return qkv[:, : self._query_width]
-
-
-def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.mm(x, matrix) if bias is None else torch.addmm(bias, x, matrix)
-
-
-def _add_product(
-    target: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    """target += x @ matrix + bias, in place."""
-    target.addmm_(x, matrix)
-    if bias is not None:
-        target.add_(bias)

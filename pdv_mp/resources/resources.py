@@ -18,6 +18,7 @@ from pdv_mp.memory.kv_cache import KVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
+from pdv_mp.model.linear import can_pack
 from pdv_mp.model.loading import load_weights, random_weights
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
@@ -238,7 +239,7 @@ def attach_resources(
             process_name,
             attachment,
         )
-    transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
+    transformers = {model.role: _mapped(config, plan, model, attachment) for model in computed}
     caches = {
         model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
         for model in reached
@@ -316,17 +317,21 @@ def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> Lang
             plan.max_model_len,
             dummy=config.model.load_format == "dummy",
         )
+    pack = config.model.pack_weights != "never" and can_pack(plan.dtype, plan.device)
     shape = plan.shareable(model)
     weights = _own_weights(config, plan, shape, model.folder)
-    return Transformer(shape, weights, plan.max_model_len)
+    return Transformer(shape, weights, plan.max_model_len, pack=pack)
 
 
-def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> LanguageModel:
+def _mapped(
+    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, attachment: Attachment
+) -> LanguageModel:
     """A model on weights that the pools process has loaded."""
+    pack = config.model.pack_weights == "always" and can_pack(plan.dtype, plan.device)
     shape = plan.shareable(model)
     manifest = Manifest.build(shape, plan.dtype)
     weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
-    return Transformer(shape, weights, plan.max_model_len)
+    return Transformer(shape, weights, plan.max_model_len, pack=pack)
 
 
 def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
 from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
+from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller
 from pdv_mp.speculation.ngram import make_index
@@ -41,14 +43,12 @@ from pdv_mp.topology import scheduling_of
 from pdv_mp.wire import stages as wire
 from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
 from pdv_mp.wire.frames import Stamps, WireError
+from pdv_mp.wire.protocol import MAX_BATCHES
 from pdv_mp.workers.batch_record import BatchRecords
 from pdv_mp.workers.cycle_clock import CycleClock
 from pdv_mp.workers.flight_record import FlightRecord
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.trace import Trace
-
-BATCHES_SHOWN = 256
-"""Batches of the record that ``info`` shows."""
 
 PREFILL_AHEAD = 4
 """A prefill lane is given work for this many chunks, so that it does not wait for the next order
@@ -111,6 +111,7 @@ class Worker:
 
     ``lanes``: by stage, how to reach the processes that host the others. A lane takes no work
     before it has said that it is ready: until then prompts wait, and the verifier decodes alone.
+    ``rehearsed``: what cycles took before, for the controller of draft lengths.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Worker:
         record: FlightRecord | None = None,
         lanes: Mapping[str, Send] | None = None,
         lock: Lock | None = None,
+        rehearsed: SequenceOf[CycleTimes] = (),
     ) -> None:
         self._config = config
         self._record = record
@@ -162,6 +164,7 @@ class Worker:
             if can_draft
             else FixedLength(0, resources.num_slots)
         )
+        self.controller.rehearsed(rehearsed)
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
@@ -577,8 +580,8 @@ class Worker:
             return NGRAM
         return DRAFT_MODEL if self.controller.max_length else "none"
 
-    def info(self) -> dict[str, Any]:
-        """Stages, pools, counters and the record of batches, for wire.engine.InfoReply."""
+    def info(self, batches: int = MAX_BATCHES) -> dict[str, Any]:
+        """Stages, pools, counters and the last ``batches``, for wire.engine.InfoReply."""
         scheduler = self.scheduler
         emulated = {} if self._emulator is None else {"emulated": self._emulator.report()}
         return {
@@ -618,7 +621,7 @@ class Worker:
                     }
                 ],
             },
-            "batches": self.batches.latest(BATCHES_SHOWN),
+            "batches": self.batches.latest(batches),
             "batch_totals": self.batches.totals(),
             "handoffs": self.handoffs.as_dict(),
         }

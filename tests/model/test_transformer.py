@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,18 @@ class Model:
     """Our model of a checkpoint beside transformers' one."""
 
     folder: Path
-    config: ModelConfig = field(init=False)
-    transformer: Transformer = field(init=False)
-    reference: torch.nn.Module = field(init=False)
+    config: ModelConfig
+    transformer: Transformer
+    reference: torch.nn.Module
 
-    def __post_init__(self) -> None:
-        self.config = ModelConfig.from_folder(self.folder)
-        weights = load_weights(self.config, self.folder, torch.float32, "cpu")
-        self.transformer = Transformer(self.config, weights, MAX_LEN)
-        self.reference = transformers.AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=torch.float32, attn_implementation="eager"
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        config = ModelConfig.from_folder(folder)
+        weights = load_weights(config, folder, torch.float32, "cpu")
+        reference = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
+        return cls(folder, config, Transformer(config, weights, MAX_LEN), reference)
 
     @torch.inference_mode()
     def expected(self, tokens: np.ndarray) -> torch.Tensor:
@@ -85,12 +86,12 @@ def random_tokens(config: ModelConfig, length: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(family_folder: Path) -> Model:
-    return Model(family_folder)
+    return Model.load(family_folder)
 
 
 @pytest.fixture(scope="module")
 def llama(make_checkpoint: Callable[..., Path]) -> Model:
-    return Model(make_checkpoint("llama3-scaling"))
+    return Model.load(make_checkpoint("llama3-scaling"))
 
 
 KINDS = pytest.mark.parametrize("kind", ["contiguous", "paged"])
@@ -248,6 +249,19 @@ def test_contiguous_and_paged_agree_closely(model: Model) -> None:
         for kind in ("contiguous", "paged")
     ]
     assert difference(*results) < 5e-6
+
+
+def test_packed_weights_compute_the_same_and_need_the_others_no_more(model: Model) -> None:
+    weights = load_weights(model.config, model.folder, torch.float32, "cpu")
+    model = replace(model, transformer=Transformer(model.config, weights, MAX_LEN, pack=True))
+    weights.buffer.fill_(255)  # NaN in float32
+    tokens = random_tokens(model.config, 90, seed=3)
+    cache = make_cache("contiguous", model.config)
+    logits = [
+        model.forward(cache, [(3, start, tokens[start:end])])
+        for start, end in ((0, 40), (40, 41), (41, 46), (46, 90))
+    ]
+    assert difference(torch.cat(logits), model.expected(tokens)) < TOLERANCE
 
 
 def test_bfloat16_stays_near_float32(llama: Model) -> None:
