@@ -25,6 +25,7 @@ from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import stages as wire
 from pdv_mp.workers.device import use_device
 from pdv_mp.workers.flight_record import FlightRecord, record_path
+from pdv_mp.workers.product_check import check_products
 from pdv_mp.workers.threads import set_threads
 
 
@@ -40,7 +41,7 @@ def run_lane(
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
     set_threads(config, name)
-    use_device(config, name)
+    check_products(use_device(config, name))
     resources = attach_resources(config, run_dir, name, control, _unexpected)
     if resources is None:
         return

@@ -16,6 +16,15 @@ from pdv_mp.resources.resource_plan import (
 )
 
 
+def paged_kind(plan: ResourcePlan) -> type[PagedKVCache]:
+    """The class of a plan's paged caches."""
+    if plan.attention == "triton":
+        from pdv_mp.memory.triton_cache import TritonKVCache
+
+        return TritonKVCache
+    return PagedKVCache
+
+
 def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> KVCache:
     """The cache of a model in memory of this process."""
     if plan.emulated is not None:
@@ -29,7 +38,7 @@ def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> K
             plan.block_size,
             num_blocks if plan.prefix_caching else 0,
         )
-    return PagedKVCache(
+    return paged_kind(plan)(
         model.config,
         num_blocks,
         plan.block_size,
@@ -73,7 +82,7 @@ def shared_cache(
             runs=attachment.memfds[kv_name(model.role, replica)],
             store=store,
         )
-    return PagedKVCache(
+    return paged_kind(plan)(
         model.config,
         num_blocks,
         plan.block_size,
@@ -98,7 +107,7 @@ def lane_cache(
         return private_cache(plan, model, num_blocks)
     nbytes = plan.paged(model, num_blocks).pool_bytes
     device = plan.device if held else torch.device("meta")
-    return PagedKVCache(
+    return paged_kind(plan)(
         model.config,
         num_blocks,
         plan.block_size,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +77,11 @@ class BufferPlan:
 class ResourcePlan:
     """The models of a server, the verifier first, and the layout of their weights and KV.
 
-    ``layout``: ``contiguous``, ``paged``, or ``account``, which takes no memory. ``num_slots``: of
-    one replica. ``kv_handoff``: ``pool``, ``copy`` or ``handle``. ``emulated``: the costs of the
-    device, where it is an emulated one, which has no tensors at all. ``vocab_size``: ids that both
-    models know. A checkpoint may pad its vocabulary beyond that; such ids have no text and the
-    other model could not read them, so they are cut off.
+    ``layout``: ``contiguous``, ``paged``, or ``account``, which takes no memory. ``attention``:
+    ``triton`` or ``sdpa``. ``num_slots``: of one replica. ``kv_handoff``: ``pool``, ``copy`` or
+    ``handle``. ``emulated``: the costs of the device, where it is an emulated one, which has no
+    tensors at all. ``vocab_size``: ids that both models know. A checkpoint may pad its vocabulary
+    beyond that; such ids have no text and the other model could not read them, so they are cut off.
     """
 
     models: tuple[PlannedModel, ...]
@@ -93,6 +95,7 @@ class ResourcePlan:
     prefix_caching: bool
     kv_handoff: str = POOL
     emulated: CostTable | None = None
+    attention: str = "sdpa"
 
     @property
     def private_caches(self) -> bool:
@@ -267,6 +270,7 @@ def make_plan(config: EngineConfig) -> ResourcePlan:
         layout=layout,
         prefix_caching=config.cache.enable_prefix_caching and config.cache.kv_handoff == POOL,
         kv_handoff=config.cache.kv_handoff,
+        attention=pick_attention(config.model.attention, device, layout),
     )
 
 
@@ -337,6 +341,24 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name!r} is not supported; use auto, cpu or cuda:N")
     # With an index it equals the device of the tensors on it.
     return torch.device("cuda:0") if name == "cuda" else device
+
+
+def pick_attention(name: str, device: torch.device, layout: str) -> str:
+    """What computes attention by ``--attention``: ``triton`` or ``sdpa``.
+
+    Raises ConfigError where triton is asked for and cannot be had.
+    """
+    if name == "sdpa" or (name == "auto" and device.type == "cpu"):
+        return "sdpa"
+    installed = importlib.util.find_spec("triton") is not None
+    if name == "auto":
+        return "triton" if installed else "sdpa"
+    if not installed:
+        raise ConfigError("--attention triton: triton is not installed; use sdpa")
+    # Triton's interpreter computes on a CPU, for tests.
+    if layout != "paged" or (device.type == "cpu" and not os.environ.get("TRITON_INTERPRET")):
+        raise ConfigError("--attention triton is for a GPU; use sdpa")
+    return "triton"
 
 
 def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtype:

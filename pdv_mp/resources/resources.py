@@ -13,8 +13,10 @@ import torch
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.emulation.emulator import Emulator
+from pdv_mp.graphs.capture import CudaCapture
+from pdv_mp.graphs.graph_steps import GraphSteps
 from pdv_mp.memory.attention_plan import AttentionPlan
-from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
@@ -47,7 +49,8 @@ from pdv_mp.wire.control import SupervisorMessage
 class ModelRunner:
     """A model bound to its cache on one device.
 
-    ``vocab_size``: ids that both models of a pair know; logits of others are cut off.
+    ``vocab_size``: ids that both models of a pair know; logits of others are cut off. ``steps``:
+    recordings of what is computed again and again, on a GPU.
     """
 
     name: str
@@ -56,12 +59,21 @@ class ModelRunner:
     transformer: LanguageModel
     cache: KVCache
     device: torch.device
+    steps: GraphSteps | None = None
+
+    def plan(self, batch: ForwardBatch) -> AttentionPlan | None:
+        """A plan for :meth:`forward`; None where it makes its own."""
+        return self.cache.plan(batch) if self.steps is None else None
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan | None = None) -> torch.Tensor:
         """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written.
 
         ``plan``: what the cache planned for the batch, if it did so already.
         """
+        if self.steps is not None:
+            recorded = self.steps.forward(batch)
+            if recorded is not None:
+                return recorded
         logits = self.transformer.forward(batch, self.cache, plan)
         return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
 
@@ -179,20 +191,24 @@ class Resources:
         }
 
 
-def build_resources(config: EngineConfig) -> Resources:
+Fill = Callable[[str, Weights], None]
+"""Fills the weights of the model with a role."""
+
+
+def build_resources(config: EngineConfig, fill: Fill | None = None) -> Resources:
     """Load the models and make the pools that a configuration asks for, for this process alone.
 
-    Raises ConfigError when the KV budget cannot hold even one block, ModelError for a checkpoint
-    that cannot be served.
+    ``fill``: where the weights come from, if not from the models' folders. Raises ConfigError when
+    the KV budget cannot hold even one block, ModelError for a checkpoint that cannot be served.
     """
     plan = make_plan(config)
     if plan.emulated is not None:
         num_blocks = plan.count_blocks(planned_kv_budget(config, plan))
         return _emulated(config, plan, plan.models, plan.models, num_blocks)
-    transformers = {model.role: _load(config, plan, model) for model in plan.models}
+    transformers = {model.role: _load(config, plan, model, fill) for model in plan.models}
     num_blocks = plan.count_blocks(planned_kv_budget(config, plan))
     caches = {model.role: private_cache(plan, model, num_blocks) for model in plan.models}
-    return Resources(plan, num_blocks, _runners(plan, transformers, caches), caches)
+    return Resources(plan, num_blocks, _runners(config, plan, transformers, caches), caches)
 
 
 def attach_resources(
@@ -244,7 +260,7 @@ def attach_resources(
         model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
         for model in reached
     }
-    runners = _runners(plan, transformers, caches)
+    runners = _runners(config, plan, transformers, caches)
     return Resources(plan, attachment.num_blocks, runners, caches, attachment.pools_pid)
 
 
@@ -275,7 +291,7 @@ def _emulated(
         model.role: emulator.model(model.role, "draft" if model.role == DRAFT else "verify")
         for model in computed
     }
-    runners = _runners(plan, models, caches)
+    runners = _runners(config, plan, models, caches)
     pools_pid = None if attachment is None else attachment.pools_pid
     return Resources(plan, num_blocks, runners, caches, pools_pid, emulator)
 
@@ -303,7 +319,9 @@ def _own_weights(
     return load_weights(shape, folder, plan.dtype, plan.device, into)
 
 
-def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> LanguageModel:
+def _load(
+    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, fill: Fill | None
+) -> LanguageModel:
     """A model with weights of its own."""
     if isinstance(model.config, TransformersConfig):
         # Imported where it is needed: transformers takes seconds.
@@ -317,9 +335,25 @@ def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> Lang
             plan.max_model_len,
             dummy=config.model.load_format == "dummy",
         )
-    pack = config.model.pack_weights != "never" and can_pack(plan.dtype, plan.device)
     shape = plan.shareable(model)
-    weights = _own_weights(config, plan, shape, model.folder)
+    if fill is None:
+        weights = _own_weights(config, plan, shape, model.folder)
+    else:
+        manifest = Manifest.build(shape, plan.dtype)
+        buffer = torch.empty(manifest.nbytes, dtype=torch.uint8, device=plan.device)
+        weights = Weights(manifest, buffer)
+        fill(model.role, weights)
+    return _own_model(plan, shape, weights, config.model.pack_weights != "never")
+
+
+def _own_model(
+    plan: ResourcePlan, shape: ModelConfig, weights: Weights, may_pack: bool
+) -> LanguageModel:
+    if plan.attention == "triton":
+        from pdv_mp.model.triton_transformer import TritonTransformer
+
+        return TritonTransformer(shape, weights, plan.max_model_len)
+    pack = may_pack and can_pack(plan.dtype, plan.device)
     return Transformer(shape, weights, plan.max_model_len, pack=pack)
 
 
@@ -327,11 +361,10 @@ def _mapped(
     config: EngineConfig, plan: ResourcePlan, model: PlannedModel, attachment: Attachment
 ) -> LanguageModel:
     """A model on weights that the pools process has loaded."""
-    pack = config.model.pack_weights == "always" and can_pack(plan.dtype, plan.device)
     shape = plan.shareable(model)
     manifest = Manifest.build(shape, plan.dtype)
     weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
-    return Transformer(shape, weights, plan.max_model_len, pack=pack)
+    return _own_model(plan, shape, weights, config.model.pack_weights == "always")
 
 
 def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:
@@ -347,6 +380,7 @@ def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[Planne
 
 
 def _runners(
+    config: EngineConfig,
     plan: ResourcePlan,
     transformers: Mapping[str, LanguageModel],
     caches: Mapping[str, KVCache],
@@ -359,7 +393,20 @@ def _runners(
             transformers[model.role],
             caches[model.role],
             plan.device,
+            _graph_steps(config, plan, transformers[model.role], caches[model.role]),
         )
         for model in plan.models
         if model.role in transformers
     }
+
+
+def _graph_steps(
+    config: EngineConfig, plan: ResourcePlan, model: LanguageModel, cache: KVCache
+) -> GraphSteps | None:
+    """Recorded steps, where the kernels are those that depend on no value of a batch."""
+    wanted = config.model.cuda_graphs == "auto" and plan.device.type == "cuda"
+    if not wanted or plan.attention != "triton" or not isinstance(cache, PagedKVCache):
+        return None
+    if any(isinstance(planned.config, TransformersConfig) for planned in plan.models):
+        return None
+    return GraphSteps(model, cache, plan.vocab_size, CudaCapture(plan.device))

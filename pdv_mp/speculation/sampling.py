@@ -413,4 +413,8 @@ def _keys(rows: SamplingRows, like: Tensor) -> Tensor:
 
 
 def _to_device(column: npt.NDArray[Any], like: Tensor) -> Tensor:
-    return torch.from_numpy(column).to(like.device, non_blocking=True)
+    tensor = torch.from_numpy(column)
+    if like.device.type == "cuda":
+        # From memory that is not pinned a copy may wait for all that is queued.
+        tensor = tensor.pin_memory()
+    return tensor.to(like.device, non_blocking=True)

@@ -150,7 +150,13 @@ class Worker:
             )
         self._hybrid = config.handoff.hybrid and "draft" in self._lanes
         if draft is not None and ("draft" not in self._lanes or self._hybrid):
-            self.draft = DraftStage(draft, rule, resources.num_slots)
+            # Whoever verifies here need not wait for the drafts.
+            defers = target.steps is not None and config.handoff.groups == 1
+            self.draft = DraftStage(draft, rule, resources.num_slots, defers)
+        self._steps = [
+            runner.steps for runner in resources.runners.values() if runner.steps is not None
+        ]
+        self._recorded_before_ns = 0
         self.verify = VerifyStage(self.table, target, rule, self.counters)
         self._scheduling = scheduling_of(config)
         chunk = self._scheduling.max_num_batched_tokens
@@ -395,6 +401,7 @@ class Worker:
         """Begin a group's next cycle; False if there is nothing to do before a message arrives.
         ``verifies``: what needs no drafts is verified at once, and not left to the next step."""
         drafting = self._who_drafts()
+        self._recorded_before_ns = self._recorded_ns
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
         self._decided(cycle)
         # The group that starts goes behind the others, so that they start in turn.
@@ -489,7 +496,11 @@ class Worker:
         discarded = int(proposal.lengths.sum() - verdict.accepted.sum())
         ended = self._end("verify", sequences, picked, started, rows, discarded)
         self._interrupt(group)
-        self.controller.timed(group.clock.verified(proposal, picked, ended))
+        if proposal.pending is not None:
+            picked = max(picked, group.clock.drafted_by(proposal.pending.nanoseconds))
+        times = group.clock.verified(proposal, picked, ended)
+        if self._recorded_ns == self._recorded_before_ns:
+            self.controller.timed(times)
         self.verify.commit(verdict)
         now = time.monotonic_ns()
         self.scheduler.verified(verdict, now)
@@ -506,6 +517,11 @@ class Worker:
         else:
             group.clock.interrupted()
         return True
+
+    @property
+    def _recorded_ns(self) -> int:
+        """Time that has gone into recording steps, which none of them takes again."""
+        return sum(steps.recorded_ns for steps in self._steps)
 
     def _interrupt(self, group: Group | None = None) -> None:
         """Something was computed that is no part of a cycle of the other groups."""

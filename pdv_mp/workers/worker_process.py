@@ -23,6 +23,7 @@ from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 from pdv_mp.workers.device import use_device
 from pdv_mp.workers.flight_record import FlightRecord, record_path, take_record
+from pdv_mp.workers.product_check import check_products
 from pdv_mp.workers.rehearsal import rehearse
 from pdv_mp.workers.threads import set_threads
 from pdv_mp.workers.trace import open_trace
@@ -95,7 +96,7 @@ def run_worker(
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
     set_threads(config, name)
-    use_device(config, name)
+    check_products(use_device(config, name))
     topology = topology_of(config)
     _, replica = topology.place(name)
     early: list[control_wire.SupervisorMessage] = []
