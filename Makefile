@@ -119,4 +119,4 @@ bench-smoke: install ## a sweep of under a minute, which shows that all of it wo
 
 clean: ## remove the virtual environment, caches and built packages
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
-	find bench launcher pdv_mp tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bench gateway launcher pdv_mp tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Measure as the source documents did, and honestly.",
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
+        "gateway": ("bench.gateway.command:gateway", "Measure what the HTTP gateway costs."),
         "peers": (
             "bench.peers.command:peers_command",
             "Compare with the engines that a user would pick instead.",
@@ -25,6 +26,19 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "bench.roofline.command:roofline",
             "Say what a device allows at most for a model pair.",
         ),
+        "calibrate": (
+            "bench.emulation.calibrate_command:calibrate",
+            "Write the cost table of a device, measured or computed.",
+        ),
+        "emulate": (
+            "bench.emulation.command:emulate",
+            "Where handoffs pay, asked of emulated devices.",
+        ),
+        "advise": (
+            "bench.advice.command:advise",
+            "Say which topology and draft length to use.",
+        ),
+        "ablate": ("bench.ablations.command:ablate", "Vary one design choice at a time."),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )

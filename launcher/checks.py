@@ -16,10 +16,13 @@ import psutil
 
 from launcher.checkpoint import check_weights
 from launcher.devices import check_device
+from launcher.emulated import as_emulated, check_emulated, on_emulated_devices, with_name
+from launcher.gateway_child import checked_http
 from launcher.handoff_checks import check_handoff
 from pdv_mp.assets import draft_path, verifier_path
 from pdv_mp.binding import check_exposure, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig, ModelOptions, ServerOptions
+from pdv_mp.emulation.device_name import is_emulated
 from pdv_mp.model.implementation import read_model
 from pdv_mp.model.loading import check_pair, resolve_model
 from pdv_mp.model.shape import ModelShape
@@ -43,15 +46,24 @@ def prepare(config: EngineConfig) -> EngineConfig:
     row = topology_of(config)
     check_kv_handoff(config, row)
     server = _checked_server(config.server)
-    model = _resolve(config.model)
-    model = dataclasses.replace(model, device=common_device(row, model.device))
-    check_device(model.device)
+    http = checked_http(config.http, insecure=server.insecure)
+    row, device = common_device(row, config.model.device)
+    check_device(device)
+    emulated = is_emulated(device)
+    model = dataclasses.replace(config.model, device=device)
+    if emulated:
+        config = dataclasses.replace(config, model=model, table=row)
+        check_emulated(config)
+        model = with_name(model)
+    model = _resolve(model)
     folders = _folders(model)
-    shapes = [read_model(folder, model.model_impl) for folder in folders]
+    shapes: list[ModelShape] = [read_model(folder, model.model_impl) for folder in folders]
+    if emulated:
+        model, shapes = as_emulated(model, shapes)
     for shape in shapes:
         if model.max_model_len is not None:
             shape.check_max_model_len(model.max_model_len)
-    if model.load_format != "dummy":
+    if model.load_format != "dummy" and not emulated:
         for folder, shape in zip(folders, shapes, strict=True):
             check_weights(folder, shape)
     longest = model.max_model_len or min(shape.context_limit for shape in shapes)
@@ -60,7 +72,7 @@ def prepare(config: EngineConfig) -> EngineConfig:
     check_handoff(config, row)
     cores = usable_cores() if config.handoff.exclusive_device else None
     table = with_threads(row, model.threads or cores)
-    config = dataclasses.replace(config, model=model, server=server, table=table)
+    config = dataclasses.replace(config, model=model, server=server, http=http, table=table)
     _check_kv_budget(config, shapes, longest)
     return config
 
@@ -72,16 +84,20 @@ def _checked_server(server: ServerOptions) -> ServerOptions:
     server = dataclasses.replace(
         server,
         host=resolve_host(server.host),
+        metrics_host=resolve_host(server.metrics_host, "--metrics-host"),
         token_file=None if token_file is None else str(token_file),
     )
     if token_file is not None:
         read_token(token_file)
     check_port(server.host, server.port)
+    if server.metrics_port is not None:
+        check_port(server.metrics_host, server.metrics_port, "metrics-")
     return server
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if the IP address and port cannot be listened on."""
+def check_port(host: str, port: int, prefix: str = "") -> None:
+    """Raises ConfigError if the IP address and port cannot be listened on. ``prefix``: what the
+    names of their options begin with."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     try:
         with socket.socket(family, kind) as probe:
@@ -91,25 +107,30 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:
-            raise ConfigError(f"--host {host} is refused: this machine has no IPv6") from error
+            raise ConfigError(
+                f"--{prefix}host {host} is refused: this machine has no IPv6"
+            ) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            raise ConfigError(f"--host {host} is not an address of this machine") from error
+            raise ConfigError(f"--{prefix}host {host} is not an address of this machine") from error
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
-            f"--port {port} cannot be used on {host}: {reason}; choose another, or 0 for a free one"
+            f"--{prefix}port {port} cannot be used on {host}: {reason}; choose another, or 0 for "
+            "a free one"
         ) from error
 
 
-def common_device(row: Topology, default: str) -> str:
-    """Where the workers of a row compute. Raises ConfigError if they do not all do so in one place,
-    since they share weights and KV."""
+def common_device(row: Topology, default: str) -> tuple[Topology, str]:
+    """The row and where its workers compute. Raises ConfigError if they do not all do so in one
+    place, since they share weights and KV; emulated devices need only have one cost table."""
+    if any(is_emulated(worker.device or default) for worker in row.workers):
+        return on_emulated_devices(row, default)
     devices = {worker.device or default for worker in row.workers}
     if len(devices) > 1:
         raise ConfigError(
             f"topology {row.name!r} has workers on {' and '.join(sorted(devices))}; they share "
             "weights and KV, so all must be on one device"
         )
-    return devices.pop()
+    return row, devices.pop()
 
 
 def served(row: Topology, model: ModelOptions) -> Topology:

@@ -18,11 +18,13 @@ MAX_LINE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to start: the role's name, the command line, and the environment."""
+    """What to start: the role's name, the command line, the environment, and the file descriptors
+    that are handed down."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Sequence[int] = ()
 
 
 class Child:
@@ -53,6 +55,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=dict(spec.environment),
+                pass_fds=tuple(spec.inherited),
                 bufsize=0,
             )
         finally:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
+from launcher.child import Child
 from launcher.phases import (
     EXIT_CLEAN,
     EXIT_PROCESS_DIED,
@@ -15,7 +16,7 @@ from launcher.phases import (
     Timeouts,
 )
 from launcher.processes import Processes
-from pdv_mp.topology_rows import FRONT, POOLS
+from pdv_mp.topology_rows import FRONT, GATEWAY, POOLS
 from pdv_mp.wire.control import Abort, Drain, Lost, Stop
 
 
@@ -44,6 +45,7 @@ class Ending:
         self._outcome: tuple[int, str] | None = None
         self._wishes = 0
         self._early = False
+        self._drained: set[str] = set()
 
     def enter(self, phase: Phase, seconds: float) -> None:
         """Begins a phase, or the time that it may take, anew."""
@@ -71,7 +73,7 @@ class Ending:
         elif self.phase is Phase.SERVING:
             self._say(f"{reason}: draining; once more to abort")
             self.enter(Phase.DRAINING, self._timeouts.drain)
-            self._processes.send(self._processes[FRONT], Drain())
+            self._tell(Drain())
         elif self.phase is Phase.DRAINING:
             self._say(f"{reason}: aborting open requests")
             self._abort()
@@ -106,14 +108,31 @@ class Ending:
 
     def _abort(self) -> None:
         self.enter(Phase.ABORTING, self._timeouts.abort)
-        self._processes.send(self._processes[FRONT], Abort())
+        self._tell(Abort())
 
     def lose(self, name: str, message: str) -> None:
         """A process is gone for good: the front tells its clients, then everything ends."""
         self._outcome = self._outcome or (EXIT_PROCESS_DIED, message)
         self._give_up()
         self.enter(Phase.LOSING, self._timeouts.lost)
-        self._processes.send(self._processes[FRONT], Lost(name))
+        self._tell(Lost(name))
+
+    def _tell(self, order: Drain | Abort | Lost) -> None:
+        """Those who have clients are to take no more; the gateway, a client of the front, first."""
+        for child in self._with_clients():
+            if child.alive:
+                self._processes.send(child, order)
+
+    def _with_clients(self) -> list[Child]:
+        names = (GATEWAY, FRONT)
+        there = {child.name: child for child in self._processes}
+        return [there[name] for name in names if name in there]
+
+    def drained(self, child: Child) -> None:
+        """A process has no client's request open any more. Everything ends when none has one."""
+        self._drained.add(child.name)
+        if all(other.name in self._drained or not other.alive for other in self._with_clients()):
+            self.stop()
 
     def fail(self, code: int, message: str) -> None:
         """Ends everything; the first failure is the one that is reported."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdv_mp.topology_rows import FRONT, POOLS, Topology
+from pdv_mp.topology_rows import BESIDE, FRONT, POOLS, Topology
 
 
 class RestartGroups:
     """What a death means for the other processes of a topology.
 
     A worker without a scheduler holds nothing that outlives an order, and a tokenizer nothing that
-    the front could not send again, so each is started again alone.
+    the front could not send again, so each is started again alone; so are the gateway and the
+    process of the metrics, of which the others know nothing.
     The scheduler holds the state of its replica: the other workers there would work for requests
     that nobody knows any more. The pools process holds the memory of all workers.
     """
@@ -27,7 +28,7 @@ class RestartGroups:
             return topology.process_names
         if name == POOLS:
             return (POOLS, *topology.worker_names)
-        if name in topology.tokenizer_names:
+        if name in BESIDE or name in topology.tokenizer_names:
             return (name,)
         worker, replica = topology.place(name)
         if not worker.schedules:
@@ -40,6 +41,8 @@ class RestartGroups:
         The front hears of every scheduler that goes, or of the one other process; the scheduler of
         a replica hears of its workers.
         """
+        if name in BESIDE:
+            return
         fallen = self.falls_with(name)
         schedulers = [other for other in self._topology.scheduler_names if other in fallen]
         for scheduler in schedulers:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from click.core import ParameterSource
 
 from launcher.child import ChildSpec
 from launcher.entry import run_command
+from launcher.gateway_child import exposed, gateway_spec, open_listener, url_of
 from launcher.options import ENVIRONMENT_CONFIG, SettingOption, merge, settings
 from launcher.output import PROGRAM, say, write_line
 from launcher.phases import EXIT_RUNTIME, Timeouts
@@ -35,6 +38,7 @@ from pdv_mp.model.errors import ModelError
 from pdv_mp.process import CONFIG_FILE, READY_FILE
 from pdv_mp.speculative_config import ngram_of
 from pdv_mp.topology import FRONT, topology, topology_of
+from pdv_mp.topology_rows import GATEWAY, METRICS
 
 
 class LaunchCommand(click.Command):
@@ -120,6 +124,10 @@ def _checked_launch(
     server = config.server
     if server.token_file is None and not is_loopback(server.host):
         say(f"warning: --insecure: whoever can reach {server.host} may use this server")
+    if server.metrics_port is not None and not is_loopback(server.metrics_host):
+        say(f"warning: --insecure: whoever can reach {server.metrics_host} may read the metrics")
+    if exposed(config.http):
+        say(f"warning: --insecure: whoever can reach {config.http.http_host} may use the gateway")
     return serve(config, ready_file=ready_file, ready_fd=ready_fd, parent_fd=parent_fd)
 
 
@@ -159,8 +167,9 @@ def make_command() -> click.Command:
             type=click.Path(path_type=Path),
             metavar="PATH",
             help="when ready, write a JSON file: endpoint, ipc, run_dir, topology, token_file, "
-            "pids; it is written anew when a process was restarted, and removed at the end, but "
-            "stays if pdv-launch itself is killed by SIGKILL",
+            "pids, http with --http-port, metrics with --metrics-port; it is written anew when a "
+            "process was restarted, and removed at the end, but stays if pdv-launch itself is "
+            "killed by SIGKILL",
         ),
         click.Option(
             ["--ready-fd"],
@@ -205,13 +214,24 @@ def serve(
     """Runs the processes of a prepared configuration until they end; returns the exit status."""
     started = time.monotonic()
     os.umask(0o077)
-    with SignalFlags(WATCHED_SIGNALS) as signals:
+    with ExitStack() as stack:
+        signals = stack.enter_context(SignalFlags(WATCHED_SIGNALS))
+        listener = open_listener(config.http)
+        if listener is not None:
+            stack.enter_context(listener)
         sweep_stale()
         run_directory = RunDirectory()
         try:
             run_directory.write(CONFIG_FILE, config.to_json())
             code = _supervise(
-                config, run_directory.path, signals, started, ready_file, ready_fd, parent_fd
+                config,
+                run_directory.path,
+                signals,
+                started,
+                ready_file,
+                ready_fd,
+                parent_fd,
+                listener,
             )
             return _with_trace(config, run_directory.path, code)
         except OSError as error:
@@ -243,9 +263,15 @@ def _supervise(
     ready_file: Path | None,
     ready_fd: int | None,
     parent_fd: int | None,
+    listener: socket.socket | None,
 ) -> int:
     row = topology_of(config)
+    url = None if listener is None else url_of(listener)
     files = [path for path in (run_dir / READY_FILE, ready_file) if path is not None]
+    beside = (
+        *(() if listener is None else (GATEWAY,)),
+        *(() if config.server.metrics_port is None else (METRICS,)),
+    )
 
     def describe(report: ReadyReport) -> str:
         front = report.facts[FRONT]
@@ -257,6 +283,8 @@ def _supervise(
             "token_file": config.server.token_file,
             "pids": {"launcher": os.getpid(), **report.pids},
         }
+        places = {"http": url, "metrics": _metrics_url(report)}
+        facts.update({name: place for name, place in places.items() if place is not None})
         return json.dumps(facts, indent=2) + "\n"
 
     def on_ready(report: ReadyReport) -> None:
@@ -267,8 +295,9 @@ def _supervise(
         if ready_fd is not None:
             with open(ready_fd, "w", encoding="utf-8") as pipe:
                 pipe.write(text)
+        endpoints = filter(None, [front["endpoint"], url, _metrics_url(report)])
         say(
-            f"ready on {front['endpoint']} and {front['ipc']} "
+            f"ready on {', '.join(endpoints)} and {front['ipc']} "
             f"(topology={row.name}, {len(report.pids)} processes, "
             f"{time.monotonic() - started:.1f} s)"
         )
@@ -280,10 +309,14 @@ def _supervise(
             except OSError as error:
                 say(f"{path} keeps an old process id: {error.strerror}")
 
+    def specify(name: str, generations: Mapping[str, int]) -> ChildSpec:
+        spec = child_spec(config, name, run_dir, generations)
+        return spec if listener is None or name != GATEWAY else gateway_spec(spec, listener)
+
     supervisor = Supervisor(
         run_dir,
         row,
-        lambda name, generations: child_spec(config, name, run_dir, generations),
+        specify,
         signals,
         on_ready=on_ready,
         on_restarted=on_restarted,
@@ -293,8 +326,15 @@ def _supervise(
             max_restarts=config.server.max_restarts, window=config.server.restart_window
         ),
         parent_fd=parent_fd,
+        beside=beside,
     )
     return supervisor.run()
+
+
+def _metrics_url(report: ReadyReport) -> str | None:
+    """Where the metrics are, if they are served."""
+    url: str | None = report.facts.get(METRICS, {}).get("endpoint")
+    return url
 
 
 OMP_SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")

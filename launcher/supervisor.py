@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from launcher.recovery import Recovery
 from launcher.restarts import RestartPolicy
 from launcher.signals import SignalFlags
 from pdv_mp.process import SUPERVISED_SIGNALS
-from pdv_mp.topology_rows import FRONT, Topology
+from pdv_mp.topology_rows import FRONT, GATEWAY, Topology
 from pdv_mp.wire.control import (
     Bye,
     ControlError,
@@ -79,7 +79,7 @@ class Supervisor:
     ready again. ``report`` is given each line that a user
     should see: the children's output, with their names before it, and our own messages.
     ``parent_fd``, if given, is the reading end of a pipe: when its other end is closed, the server
-    is aborted.
+    is aborted. ``beside``: processes that are started besides those of the topology.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Supervisor:
         timeouts: Timeouts | None = None,
         restarts: RestartPolicy | None = None,
         parent_fd: int | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         self._signals = signals
         self._on_ready = on_ready
@@ -106,7 +107,8 @@ class Supervisor:
         self._facts: dict[str, dict[str, Any]] = {}
         self._groups = RestartGroups(topology)
         self._heartbeat = Heartbeat(self._timeouts.answer)
-        self._processes = Processes(run_dir, topology.process_names, specify, report)
+        names = (*topology.process_names, *beside)
+        self._processes = Processes(run_dir, names, specify, report)
         self._ending = Ending(self._processes, self._timeouts, say=self._say, give_up=self._give_up)
         self._recovery = Recovery(
             self._processes,
@@ -197,7 +199,7 @@ class Supervisor:
                 self._recovery.failed(child, message.message)
         elif isinstance(message, Drained):
             if self._ending.phase in (Phase.DRAINING, Phase.ABORTING, Phase.LOSING):
-                self._ending.stop()
+                self._ending.drained(child)
             elif self._ending.phase is not Phase.STOPPING:
                 raise ControlError(f"{child.name} has drained without being asked to")
         elif isinstance(message, Bye):
@@ -291,7 +293,12 @@ class Supervisor:
             self._ending.fail(EXIT_START_FAILED, what + ending)
         elif child.name == FRONT or not self._processes[FRONT].alive:
             self._ending.fail(EXIT_PROCESS_DIED, what + ending)
-        elif self._ending.phase in (Phase.SERVING, Phase.DRAINING):
+        elif self._ending.phase is Phase.SERVING:
+            self._recovery.died(child, what, ending)
+        elif child.name == GATEWAY:  # its clients are gone; nobody else is to wait for it
+            self._say(what + ending)
+            self._ending.drained(child)
+        elif self._ending.phase is Phase.DRAINING:
             self._recovery.died(child, what, ending)
         elif self._ending.phase is Phase.ABORTING:
             self._ending.lose(child.name, what + ending)

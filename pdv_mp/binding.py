@@ -14,10 +14,14 @@ from pdv_mp.config import ConfigError, ServerOptions
 
 LOOPBACK = "127.0.0.1"
 
+CLIENT_SOCKET = "client"
+"""File name of the clients' socket in the run directory."""
 
-def resolve_host(host: str) -> str:
+
+def resolve_host(host: str, flag: str = "--host") -> str:
     """The IP address for ``--host``: an address (IPv6 with or without brackets), a name, or ``*``
     for all IPv4 addresses of the machine. A name's first IPv4 address goes before its IPv6 ones.
+    ``flag`` is the option that an error names.
 
     Raises ConfigError for what is neither an address nor a name that can be resolved.
     """
@@ -29,19 +33,19 @@ def resolve_host(host: str) -> str:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return _resolve_name(host)
+        return _resolve_name(host, flag)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
 
 
-def _resolve_name(name: str) -> str:
+def _resolve_name(name: str, flag: str) -> str:
     try:
         found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM) if name else []
     except (OSError, ValueError):  # a text may have characters or a length that no name has
         found = []
     if not found:
         raise ConfigError(
-            f"--host {name!r} is neither an IP address nor a name that can be resolved; "
+            f"{flag} {name!r} is neither an IP address nor a name that can be resolved; "
             f"use {LOOPBACK}"
         )
     *_, address = min(found, key=lambda item: item[0] != socket.AF_INET)
@@ -55,12 +59,19 @@ def is_loopback(address: str) -> bool:
 
 def check_exposure(server: ServerOptions) -> None:
     """Raises ConfigError if other machines could connect and need no token, unless that is
-    wanted."""
+    wanted. The metrics are read without one."""
     address = resolve_host(server.host)
     if server.token_file is None and not server.insecure and not is_loopback(address):
         raise ConfigError(
             f"--host {server.host} lets other machines connect: give a --token-file, whose token "
             "clients must then send, or --insecure to serve everyone"
+        )
+    if server.metrics_port is None or server.insecure:
+        return
+    if not is_loopback(resolve_host(server.metrics_host, "--metrics-host")):
+        raise ConfigError(
+            f"--metrics-host {server.metrics_host} lets other machines read the metrics: give "
+            "--insecure if they may"
         )
 
 

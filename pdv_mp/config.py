@@ -126,7 +126,8 @@ class ModelOptions(_Checked):
     )
     device: str = option(
         "auto",
-        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one",
+        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one; emulated:FILE takes "
+        "the time that a cost table says, and computes nothing",
         metavar="DEVICE",
     )
     model_impl: str = option(
@@ -135,6 +136,19 @@ class ModelOptions(_Checked):
         "Qwen3), transformers its own modules (slower, many architectures); auto is pdv where it "
         "can",
         choices=("auto", "pdv", "transformers"),
+    )
+    attention: str = option(
+        "auto",
+        help="what computes attention over --kv-layout paged, and the small steps between products "
+        "of matrices; triton: kernels of our own, for a GPU; sdpa: PyTorch's; auto is triton on a "
+        "GPU where it is installed",
+        choices=("auto", "triton", "sdpa"),
+    )
+    cuda_graphs: str = option(
+        "auto",
+        help="on a GPU, replay drafts and verifications of up to 128 requests as CUDA graphs, each "
+        "of them recorded when it is first needed; never: launch every kernel by itself",
+        choices=("auto", "never"),
     )
     load_format: str = option(
         "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")
@@ -363,6 +377,30 @@ class ServerOptions(_Checked):
     insecure: bool = option(
         False, help="serve other machines without a token: anyone who can connect may use it"
     )
+    metrics_port: int | None = option(
+        None,
+        help="HTTP port on which a process of its own answers Prometheus at /metrics; 0 picks a "
+        "free one (default: no such process)",
+        minimum=0,
+        maximum=65535,
+    )
+    metrics_host: str = option(
+        "127.0.0.1",
+        help="address of --metrics-port; one that other machines can reach needs --insecure, since "
+        "whoever can connect may read the metrics",
+        metavar="ADDRESS",
+    )
+    goodput_ttft_ms: float = option(
+        2000.0,
+        help="milliseconds to the first token within which a request can count as goodput",
+        minimum=0.0,
+    )
+    goodput_tpot_ms: float = option(
+        100.0,
+        help="milliseconds per output token after the first within which a request can count as "
+        "goodput",
+        minimum=0.0,
+    )
     max_message_bytes: int = option(
         4 * 1024 * 1024,
         help="largest message that a client may send",
@@ -409,6 +447,37 @@ class ServerOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HttpOptions(_Checked):
+    """The OpenAI-compatible gateway, one more process."""
+
+    http_port: int | None = option(
+        None,
+        help="TCP port of an HTTP gateway with the OpenAI API; 0 picks a free one (default: no "
+        "gateway)",
+        minimum=0,
+        maximum=65535,
+    )
+    http_host: str = option(
+        "127.0.0.1",
+        help="address that the gateway listens on, or a name of it; one that other machines can "
+        "reach needs --api-key-file or --insecure",
+        metavar="ADDRESS",
+    )
+    api_key_file: str | None = option(
+        None,
+        help="file with a key of at least 16 characters, readable by its owner only; HTTP clients "
+        "must send it as a bearer token",
+        metavar="PATH",
+    )
+    http_max_body_bytes: int = option(
+        4 * 1024 * 1024, help="largest body of an HTTP request", minimum=1024, metavar="BYTES"
+    )
+    http_body_timeout: float = option(
+        30.0, help="seconds in which the body of an HTTP request must arrive", minimum=0.1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything that a server's processes need to know, fixed before the first of them starts.
 
@@ -424,6 +493,7 @@ class EngineConfig:
     speculation: SpeculationOptions = dataclasses.field(default_factory=SpeculationOptions)
     handoff: HandoffOptions = dataclasses.field(default_factory=HandoffOptions)
     server: ServerOptions = dataclasses.field(default_factory=ServerOptions)
+    http: HttpOptions = dataclasses.field(default_factory=HttpOptions)
 
     def to_json(self) -> str:
         """The configuration as JSON text; :meth:`from_json` reads it back."""

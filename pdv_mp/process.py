@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,9 @@ READY_FILE = "ready.json"
 
 _PR_SET_PDEATHSIG = 1
 
+RunRole = Callable[[str, Path, Mapping[str, int], "ControlClient"], None]
+"""Runs a role, given its name, the run directory, everyone's generations and the control client."""
+
 
 def die_with_parent(parent_pid: int) -> None:
     """Has the kernel kill this process when its parent dies; exits if the parent is gone already.
@@ -47,8 +50,9 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one role until the supervisor stops it; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, run_role: RunRole | None = None) -> int:
+    """Runs one role until the supervisor stops it; returns the exit status. ``run_role``: what runs
+    it, for a process that is no part of the engine."""
     parser = argparse.ArgumentParser(prog="python -m pdv_mp.process", description=__doc__)
     parser.add_argument("name", help="front, pools, or the name of another, such as worker-0")
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -78,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     control = ControlClient(options.run_dir, options.name)
     try:
         generations = {**options.generations, options.name: options.generation}
-        _run_role(options.name, options.run_dir, generations, control)
+        (run_role or _run_role)(options.name, options.run_dir, generations, control)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
@@ -107,6 +111,7 @@ def _run_role(
 ) -> None:
     from pdv_mp.config import ConfigError, EngineConfig
     from pdv_mp.topology import FRONT, POOLS, topology_of
+    from pdv_mp.topology_rows import METRICS
 
     config = EngineConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     logging.basicConfig(
@@ -115,7 +120,7 @@ def _run_role(
         force=True,
     )
     row = topology_of(config)
-    if name not in row.process_names:
+    if name not in (*row.process_names, METRICS):
         raise ConfigError(f"topology {row.name!r} has no process {name!r}")
     if name == FRONT:
         from pdv_mp.front import run_front
@@ -125,6 +130,10 @@ def _run_role(
         from pdv_mp.resources.pools_process import run_pools
 
         run_pools(config, run_dir, control)
+    elif name == METRICS:
+        from pdv_mp.metrics.http_server import run_metrics
+
+        run_metrics(config, run_dir, control)
     elif name in row.tokenizer_names:
         from pdv_mp.workers.tokenizer_process import run_tokenizer
 

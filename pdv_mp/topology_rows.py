@@ -12,6 +12,15 @@ FRONT = "front"
 POOLS = "pools"
 """Name of the process that owns what several workers map: weights and KV."""
 
+GATEWAY = "gateway"
+"""Name of the process that speaks HTTP; a client of the front, and no part of a topology."""
+
+METRICS = "metrics"
+"""Name of the process that answers Prometheus; a client of the front like the gateway."""
+
+BESIDE = (GATEWAY, METRICS)
+"""Names of the processes that the launcher starts on request besides those of a topology."""
+
 TOKENIZER = "tokenizer"
 """Name, without its number, of a process that tokenizes for the front."""
 

@@ -15,7 +15,7 @@ from pdv_mp.binding import is_loopback, resolve_host
 from pdv_mp.config import ServerOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pdv_mp", "launcher", "bench")
+PACKAGES = ("pdv_mp", "launcher", "gateway", "bench")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 UNSAFE_MODULES = {

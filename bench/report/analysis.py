@@ -38,6 +38,7 @@ from bench.report.valley import valleys
 from bench.results.records import Candidate, CellRecord, End, Load, Pair, Run
 from bench.results.store import ResultsError, ResultsFolder
 from bench.statistics import MIN_BLOCKS, SequentialPlan, corrected
+from pdv_mp.emulation.device_name import is_emulated
 
 __all__ = [
     "Analysis",
@@ -122,6 +123,13 @@ def _check_names(run: Run) -> None:
             raise ResultsError(
                 f"candidate {candidate.name!r} is a twin of {candidate.twin_of!r}, which is none "
                 "of the run's candidates or a twin itself"
+            )
+    for configuration in run.configurations:
+        device = str(configuration.options.get("model", {}).get("device", ""))
+        if is_emulated(device):
+            raise ResultsError(
+                f"{configuration.candidate!r} was on {device}: emulated results are not reported "
+                "as measured ones"
             )
     if run.reference not in originals:
         raise ResultsError(

@@ -207,10 +207,10 @@ def sweep(
         raise click.UsageError(str(error)) from None
     try:
         with folder.writing():
-            if _enter(folder, prepared, resume=resume, restart=restart, roofline=roofline):
+            if enter_run(folder, prepared, resume=resume, restart=restart, roofline=roofline):
                 for note in prepared.notes:
                     _say(note)
-                _measure(folder, prepared, options["budget"], progress)
+                measure_run(folder, prepared, options["budget"], progress)
             failed = _report(folder)
     except (ResultsError, LaunchError) as error:
         raise click.ClickException(str(error)) from None
@@ -221,8 +221,13 @@ def sweep(
         sys.exit(EXIT_FAILED)
 
 
-def _enter(
-    folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: bool, roofline: bool
+def enter_run(
+    folder: ResultsFolder,
+    prepared: Prepared,
+    *,
+    resume: bool,
+    restart: bool,
+    roofline: bool = False,
 ) -> bool:
     """Begins the run, or takes up the one that is there; whether there is something to measure.
 
@@ -254,9 +259,11 @@ def _enter(
     return True
 
 
-def _measure(
+def measure_run(
     folder: ResultsFolder, prepared: Prepared, budget: float, progress: bool | None
 ) -> End:
+    """Measure what is not there yet; ``progress`` as the option of that name. Raises LaunchError or
+    ResultsError."""
     run = prepared.run
 
     def open_pair(number: int) -> AbstractContextManager[Measure]:

@@ -178,9 +178,11 @@ class AsyncClient:
         await self._ask("ping")
         return time.monotonic() - started
 
-    async def info(self) -> dict[str, Any]:
-        """Configuration, processes and counters of the server."""
-        return await self._ask("info")
+    async def info(self, batches: int | None = None) -> dict[str, Any]:
+        """Configuration, processes and counters of the server, and its last batches; with
+        ``batches`` perhaps no more than so many of them (at most 256), which costs it less."""
+        fields = {} if batches is None else {"batches": batches}
+        return await self._ask("info", **fields)
 
     async def tokenize(self, prompt: str) -> list[int]:
         """Ids of a text."""

@@ -215,9 +215,11 @@ class Client:
         self._ask("ping")
         return time.monotonic() - started
 
-    def info(self) -> dict[str, Any]:
-        """Configuration, processes and counters of the server."""
-        return self._ask("info")
+    def info(self, batches: int | None = None) -> dict[str, Any]:
+        """Configuration, processes and counters of the server, and its last batches; with
+        ``batches`` perhaps no more than so many of them (at most 256), which costs it less."""
+        fields = {} if batches is None else {"batches": batches}
+        return self._ask("info", **fields)
 
     def tokenize(self, prompt: str) -> list[int]:
         """Ids of a text."""

@@ -129,6 +129,7 @@ class Generation:
     id: str
     frame: bytes
     seed: int
+    prompt_tokens: int = 0
     chunks: deque[Chunk] = field(default_factory=deque)
     ids: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
@@ -158,6 +159,7 @@ _ANSWERS = {
     "info": "info",
     "tokenize": "tokenized",
     "detokenize": "detokenized",
+    "describe": "description",
 }
 
 
@@ -264,6 +266,7 @@ class ClientCore:
         stream: bool,
         timeline: bool,
         id: str | None,
+        add_special_tokens: bool = True,
     ) -> Generation:
         """Start a request. Raises ValueError for an id that is open, ParameterError for text that
         is not Unicode, ServerError if too large."""
@@ -272,7 +275,14 @@ class ClientCore:
             raise ValueError(f"a request with the id {id!r} is open")
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(53))
-        frame = protocol.generate(id, prompt, params, stream=stream, timeline=timeline)
+        frame = protocol.generate(
+            id,
+            prompt,
+            params,
+            stream=stream,
+            timeline=timeline,
+            add_special_tokens=add_special_tokens,
+        )
         self._begin(frame, now)
         generation = Generation(id, frame, params.seed or 0)
         if params.logprobs is not None:
@@ -400,6 +410,7 @@ class ClientCore:
             return
         if kind == "accepted":
             generation.seed = message["seed"]
+            generation.prompt_tokens = message["prompt_tokens"]
             generation.attempt_seq = generation.attempt_characters = 0
         elif kind == "tokens":
             self._add_tokens(generation, message)
@@ -519,7 +530,8 @@ class ClientCore:
         return " (Client(token=...), pdv-client --token-file PATH)"
 
     def _answered(self, kind: str, message: dict[str, Any]) -> None:
-        key = message.get("id", message.get("n")) if kind not in ("welcome", "info") else None
+        keyless = kind in ("welcome", "info", "description")
+        key = None if keyless else message.get("id", message.get("n"))
         for question in self._questions:
             if question.answer_type == kind and question.key == key:
                 question.answer = message

@@ -111,6 +111,12 @@ class LLM:
         return str(self._ready["ipc"])
 
     @property
+    def http(self) -> str | None:
+        """Where the HTTP gateway is, of a server with ``http_port``; None without one."""
+        url = self._ready.get("http")
+        return None if url is None else str(url)
+
+    @property
     def token(self) -> str | None:
         """What other clients of the server must give as their token, if it was started so."""
         return self._token

@@ -21,6 +21,8 @@ class ModelFacts:
     eos_ids: tuple[int, ...]
     max_model_len: int
     max_request_tokens: int
+    has_logits: bool = True
+    """An emulated device has none."""
 
     @property
     def room(self) -> int:
@@ -56,17 +58,27 @@ class Admission:
                 id,
             )
 
-    def tokenize(self, id: str, prompt: str) -> list[int]:
-        """Ids of a text. Raises ProtocolError for one that is far too long to try."""
+    def tokenize(self, id: str, prompt: str, *, bare: bool = False) -> list[int]:
+        """Ids of a text, a ``bare`` one without what the tokenizer's template adds. Raises
+        ProtocolError for one that is far too long to try."""
         self.check_length(id, prompt)
         try:
-            return self._codec.encode(prompt)
+            return self._codec.encode(prompt, bare=bare)
         except TextError as error:
             raise ProtocolError(ErrorCode.INTERNAL, str(error), id) from error
 
     def detokenize(self, id: str, ids: list[int]) -> str:
         """Text of ids. Raises ProtocolError for an id outside the vocabulary, and for more ids than
         a request can have."""
+        self._check_detokenize(id, ids)
+        return self._codec.decode(ids)
+
+    def bytes_of(self, id: str, ids: list[int]) -> list[list[int]]:
+        """The bytes that each token stands for. Raises as :meth:`detokenize`."""
+        self._check_detokenize(id, ids)
+        return [list(self._codec.token_bytes(token)) for token in ids]
+
+    def _check_detokenize(self, id: str, ids: list[int]) -> None:
         if len(ids) > self._facts.max_model_len:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,
@@ -74,7 +86,6 @@ class Admission:
                 id,
             )
         self.check_ids("ids", ids, id)
-        return self._codec.decode(ids)
 
     def check_ids(self, name: str, ids: list[int], id: str) -> None:
         """Raises ProtocolError for an id outside the vocabulary."""
@@ -95,6 +106,13 @@ class Admission:
         if not prompt_ids or message.prompt == "":
             raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name} is empty", message.id)
         self.check_ids(name, prompt_ids, message.id)
+        wanted = (params.logprobs, params.prompt_logprobs) != (None, None)
+        if wanted and not facts.has_logits:
+            raise ProtocolError(
+                ErrorCode.BAD_REQUEST,
+                "an emulated device computes no log-probabilities",
+                message.id,
+            )
         if len(prompt_ids) > facts.max_prompt_tokens:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,

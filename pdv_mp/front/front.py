@@ -13,11 +13,12 @@ from typing import Any
 
 import zmq
 
-from pdv_mp.binding import bind_ipc, bind_tcp, resolve_host
+from pdv_mp.binding import CLIENT_SOCKET, bind_ipc, bind_tcp, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.front.admission import Admission, ModelFacts
 from pdv_mp.front.authentication import Authentication
+from pdv_mp.front.chat_files import describe_chat
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_edge import EngineEdge
 from pdv_mp.front.engine_facts import (
@@ -36,8 +37,10 @@ from pdv_mp.front.report import Reporter
 from pdv_mp.front.service import Service
 from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, TokenizerEdge
+from pdv_mp.front.usage import Usage, UsageAccount, UsageQuestions
 from pdv_mp.lanes.injected_delay import delay_of, parse_delays
 from pdv_mp.lanes.waiting import Timer
+from pdv_mp.process import READY_FILE
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.wire import client_messages, protocol
 from pdv_mp.wire import control as control_wire
@@ -48,9 +51,6 @@ from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.trace import open_trace
 
 logger = logging.getLogger(__name__)
-
-CLIENT_SOCKET = "client"
-"""File name of the clients' socket in the run directory."""
 
 MESSAGES_PER_TURN = 64
 """Most messages taken from one socket before the others are looked at again."""
@@ -159,9 +159,11 @@ class Front:
             tuple(facts["eos_ids"]),
             facts["max_model_len"],
             facts["max_request_tokens"],
+            has_logits="emulated" not in facts,
         )
         self._first_facts = facts
         self._poller = zmq.Poller()
+        self._description = describe_chat(Path(config.model.model or ""))
         self._admission = Admission(codec, model)
         limit = config.server.max_message_bytes
         self._handoffs = Handoffs()
@@ -182,6 +184,8 @@ class Front:
             config, replicas, tokenizers, self._instance, model, self._handoffs
         )
         self._inquiries = Inquiries(replicas, self._answer_info)
+        on_gpu = str(facts["device"]).startswith("cuda")
+        self._usage = UsageQuestions(UsageAccount(on_gpu=on_gpu))
         self._endpoints: list[str] = []
         self._owes_drained = False
         self._stopped = False
@@ -190,6 +194,7 @@ class Front:
     def listen(self, run_dir: Path) -> None:
         """Bind the clients' socket and tell the supervisor where. Raises ConfigError."""
         self._handoffs.trace = open_trace(self._config, run_dir, FRONT, 0)
+        self._reporter.read_from(run_dir / READY_FILE)
         server = self._config.server
         router = self._clients.socket
         try:
@@ -211,7 +216,7 @@ class Front:
         clients, newcomers = self._clients, self._clients.newcomers
         edges = (edge.socket for edge in self._edges)
         of_clients = (clients.socket, newcomers.socket, clients.unfinished.socket)
-        for polled in (self._control.socket, *edges, *of_clients):
+        for polled in (self._control.socket, *edges, *of_clients, self._usage.fd):
             poller.register(polled, zmq.POLLIN)
         while not self._stopped:
             self._set_timer()
@@ -230,12 +235,15 @@ class Front:
             newcomers.admit(MESSAGES_PER_TURN)
             clients.unfinished.note_accepted(newcomers.last_number)
             self._take_from_clients()
+            if self._usage.fd in readable:
+                self._usage.take()
             self._do_what_is_due()
         self._flush()
 
     def close(self) -> None:
         """Close the clients' socket."""
         self._clients.close(LINGER_SECONDS)
+        self._usage.close()
         if self._timer is not None:
             self._timer.close()
 
@@ -291,6 +299,7 @@ class Front:
         if not replica.restarting:
             while (message := edge.receive()) is not None:
                 self._take(replica, message)
+        self._reporter.departed(replica)
         self._poller.unregister(edge.socket)
         batch = edge.reopen(order.generation)
         self._poller.register(edge.socket, zmq.POLLIN)
@@ -364,6 +373,7 @@ class Front:
         elif isinstance(message, engine_wire.PromptLogprobs):
             self._service.prompt_logprobs(replica, message)
         elif isinstance(message, engine_wire.InfoReply):
+            self._reporter.heard(replica, message.info)
             self._inquiries.heard(replica, message)
         elif isinstance(message, engine_wire.EngineReady) and replica.restarting:
             self._resume(replica, message.facts)
@@ -413,9 +423,14 @@ class Front:
             self._authentication.hello(connection, message)
             self._reply(connection, "welcome", **self._reporter.welcome(connection))
         elif isinstance(message, client_messages.Info):
-            self._inquiries.ask(connection)
+            self._inquiries.ask(connection, message.batches)
         elif isinstance(message, client_messages.Tokenize):
             self._service.intake.tokenize(connection, message)
+        elif isinstance(message, client_messages.Describe):
+            self._reply(connection, "description", **self._description)
+        elif message.bytes:
+            found = self._admission.bytes_of(message.id, message.ids)
+            self._reply(connection, "detokenized", id=message.id, bytes=found)
         else:
             text = self._admission.detokenize(message.id, message.ids)
             self._reply(connection, "detokenized", id=message.id, text=text)
@@ -427,8 +442,12 @@ class Front:
         if not connections:
             return
         fields = self._reporter.info(self._service, self._clients, self._endpoints, found)
-        for connection in connections:
-            self._reply(connection, "info", **fields)
+
+        def answer(usage: Usage) -> None:
+            for connection in connections:
+                self._reply(connection, "info", **fields, **usage)
+
+        self._usage.ask(self._reporter.everyone, answer)
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()

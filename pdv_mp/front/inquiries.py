@@ -32,21 +32,24 @@ class Inquiries:
         self._found: EngineInfo = {}
         self._waiting: list[Connection] = []
         self._next: list[Connection] = []
+        self._next_batches = 0
 
-    def ask(self, connection: Connection) -> None:
-        """A client wants to know; it is answered at once if no scheduler is there."""
-        if self._missing:
-            self._next.append(connection)
-        else:
-            self._begin([connection])
+    def ask(self, connection: Connection, batches: int) -> None:
+        """A client wants to know, and to see at least so many of the last batches; it is answered
+        at once if no scheduler is there."""
+        self._next.append(connection)
+        self._next_batches = max(self._next_batches, batches)
+        if not self._missing:
+            self._begin()
 
-    def _begin(self, waiting: list[Connection]) -> None:
+    def _begin(self) -> None:
         self._number += 1
-        self._waiting = waiting
+        self._waiting, self._next = self._next, []
+        batches, self._next_batches = self._next_batches, 0
         self._found = {}
         for replica in self._replicas:
             if replica.serves:
-                replica.edge.send(wire.InfoRequest(number=self._number))
+                replica.edge.send(wire.InfoRequest(number=self._number, batches=batches))
         self._missing = {replica.number for replica in self._replicas if replica.serves}
         self._end_when_complete()
 
@@ -70,5 +73,4 @@ class Inquiries:
         waiting, self._waiting = self._waiting, []
         self._answer(waiting, self._found)
         if self._next:
-            following, self._next = self._next, []
-            self._begin(following)
+            self._begin()

@@ -59,7 +59,8 @@ class Intake:
         self._service.check_open(connection, message.id)
         prompt_ids = message.prompt_ids or []
         if message.prompt is not None and self._tokenizers.processes:
-            text = self._text(connection, message.id, message.prompt)
+            bare = not message.add_special_tokens
+            text = self._text(connection, message.id, message.prompt, bare)
             timeline.enter(_PUBLISH, time.monotonic_ns())
             text.message = message
             text.request = self._request(connection, message, timeline, received_ns)
@@ -69,7 +70,9 @@ class Intake:
             return
         if message.prompt is not None:
             timeline.enter(_TEXT, time.monotonic_ns())
-            prompt_ids = self._admission.tokenize(message.id, message.prompt)
+            prompt_ids = self._admission.tokenize(
+                message.id, message.prompt, bare=not message.add_special_tokens
+            )
             timeline.enter(_PUBLISH, time.monotonic_ns())
         params = self._admission.parameters(message, prompt_ids)
         request = self._request(connection, message, timeline, received_ns)
@@ -115,15 +118,16 @@ class Intake:
 
     def tokenize(self, connection: Connection, message: client_messages.Tokenize) -> None:
         """Answer with a text's ids, or raise the ProtocolError that refuses it."""
+        bare = not message.add_special_tokens
         if not self._tokenizers.processes:
-            ids = self._admission.tokenize(message.id, message.prompt)
+            ids = self._admission.tokenize(message.id, message.prompt, bare=bare)
             self._answer(connection, message.id, ids)
             return
         self._service.check_serving(message.id)
         self._service.check_room(message.id)
-        self._tokenizers.add(self._text(connection, message.id, message.prompt))
+        self._tokenizers.add(self._text(connection, message.id, message.prompt, bare))
 
-    def _text(self, connection: Connection, id: str, prompt: str) -> Text:
+    def _text(self, connection: Connection, id: str, prompt: str, bare: bool) -> Text:
         """A text for a tokenizer. Raises ProtocolError if it is far too long, or too much waits."""
         self._admission.check_length(id, prompt)
         data = prompt.encode()
@@ -131,7 +135,8 @@ class Intake:
         if waiting and waiting + len(data) + BYTES_PER_TEXT > MAX_WAITING_TEXT_BYTES:
             limit = MAX_WAITING_TEXT_BYTES // 2**20
             raise self._service.full(f"{limit} MiB of text wait to be tokenized", id)
-        return Text(key=self._tokenizers.new_key(), connection=connection, id=id, data=data)
+        key = self._tokenizers.new_key()
+        return Text(key=key, connection=connection, id=id, data=data, bare=bare)
 
     def tokenized(self, text: Text, ids: list[int]) -> None:
         """A tokenizer has answered: accept the request, or answer the client's question."""

@@ -66,13 +66,13 @@ class Request:
     the front's own until the first tokens arrive; ``snapshot`` is the latest that the worker sent,
     packed, and ``overlapped`` what this process did beside the baton since. ``queued_ns`` to
     ``opened_ns`` it waited here for a credit, then ``engine_queued_ns`` at the scheduler for a
-    slot. ``sent_ns``: when it was last opened; 0 while
-    it waits here. ``entries``: entries of tokens received since. ``killed``: the processes
-    that died while they worked on it; ``deaths``: how many of them count, see
-    :mod:`pdv_mp.front.quarantine`. ``held``: an entry that is not delivered yet. ``parking``: it
-    was closed at the scheduler, to wait here again. ``ended``: its last message is decided, though
-    perhaps not yet sent. ``logprobs``, ``prompt_logprobs``: entries collected for its ``done``,
-    None where there will be none.
+    slot. ``first_token_ns``, ``last_token_ns``: when the text of those was known. ``sent_ns``:
+    when it was last opened; 0 while it waits here. ``entries``: entries of tokens received since.
+    ``killed``: the processes that died while they worked on it; ``deaths``: how many of them
+    count, see :mod:`pdv_mp.front.quarantine`. ``held``: an entry that is not delivered yet.
+    ``parking``: it was closed at the scheduler, to wait here again. ``ended``: its last message is
+    decided, though perhaps not yet sent. ``logprobs``, ``prompt_logprobs``: entries collected for
+    its ``done``, None where there will be none.
     """
 
     key: int
@@ -91,6 +91,7 @@ class Request:
     sent_ns: int = 0
     engine_queued_ns: int = 0
     first_token_ns: int = 0
+    last_token_ns: int = 0
     output_ids: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pdv_mp.memory.report import gpu_memory, process_memory
 
 SECONDS_VALID = 2.0
-"""The kernel counts a process's pages one by one, and the front serves nobody meanwhile: however
-often clients ask, it is asked no more often than this."""
+"""The kernel counts a process's pages one by one: however often clients ask, it is asked no more
+often than this."""
 
 
 class MemoryAccount:

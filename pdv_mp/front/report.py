@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pdv_mp
@@ -14,19 +15,17 @@ from pdv_mp.front.admission import ModelFacts
 from pdv_mp.front.connections import ClientSocket
 from pdv_mp.front.engine_facts import together
 from pdv_mp.front.inquiries import EngineInfo
-from pdv_mp.front.memory import MemoryAccount
 from pdv_mp.front.outbox import Connection
 from pdv_mp.front.peer_edge import PeerEdge
+from pdv_mp.front.processes import OtherProcesses
 from pdv_mp.front.replicas import Replica
 from pdv_mp.front.roster import Roster
 from pdv_mp.front.service import Service
+from pdv_mp.front.sums import Departed, merged
 from pdv_mp.front.tokenizers import Tokenizer
 from pdv_mp.topology import FRONT, topology_of
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.handoffs import report as handoff_report
-
-_ALIKE = ("block_size",)
-"""Numbers in a scheduler's answer that are the same for all replicas and are not summed."""
 
 
 class Reporter:
@@ -42,20 +41,35 @@ class Reporter:
         handoffs: Handoffs,
     ) -> None:
         self._config = config
+        self._configuration = json.loads(config.to_json())
         self._replicas = replicas
         self._tokenizers = tokenizers
         self._facts = together(replicas)
-        self._roster = Roster(topology_of(config), replicas)
+        row = topology_of(config)
+        self._roster = Roster(row, replicas)
+        self._others = OtherProcesses()
         for tokenizer in tokenizers:
             self.seen(tokenizer.facts["processes"])
         self._instance = instance
         self._limits = limits
-        self._memory = MemoryAccount(on_gpu=str(self._facts["device"]).startswith("cuda"))
+        self._departed = Departed()
         self._handoffs = handoffs
+
+    def read_from(self, ready_file: Path) -> None:
+        """Where the launcher's report will be, which names the processes that are clients."""
+        self._others.read_from(ready_file)
 
     def died(self, name: str) -> None:
         """The process ``name`` died and is being started again."""
         self._roster.died(name)
+
+    def heard(self, replica: Replica, answer: dict[str, Any]) -> None:
+        """A scheduler says what it has counted."""
+        self._departed.heard(replica.number, answer)
+
+    def departed(self, replica: Replica) -> None:
+        """All that the dead scheduler of a replica had sent has been heard."""
+        self._departed.died(replica.number)
 
     def restarted(self, replica: Replica) -> None:
         """A replica's worker is back."""
@@ -65,6 +79,11 @@ class Reporter:
     def seen(self, processes: dict[str, int]) -> None:
         """These processes are there, by name."""
         self._roster.seen(processes)
+
+    @property
+    def everyone(self) -> dict[str, int]:
+        """Ids of all processes that are there, by name; those beside the topology included."""
+        return {FRONT: os.getpid(), **self._roster.processes, **self._others.pids}
 
     def welcome(self, connection: Connection) -> dict[str, Any]:
         """Fields of a ``welcome``."""
@@ -94,14 +113,13 @@ class Reporter:
         endpoints: list[str],
         found: EngineInfo,
     ) -> dict[str, Any]:
-        """Fields of an ``info``; ``found`` is what the schedulers say."""
+        """Fields of an ``info``, without what processes use; ``found``: what schedulers say."""
         for answer in found.values():
             self._roster.seen(answer.get("processes", {}))
         service.tokenizers.count_sent()
-        engines = merged([found[number] for number in sorted(found)])
+        engines = merged([*(found[number] for number in sorted(found)), self._departed.counts])
         handoffs = merged([engines.pop("handoffs", {}), self._handoffs.as_dict()])
         processes = self._roster.processes
-        everyone = {FRONT: os.getpid(), **processes}
         counters = {
             **engines.pop("counters", {}),
             "open_requests": len(service.journal.open),
@@ -117,7 +135,8 @@ class Reporter:
         }
         return {
             "instance": self._instance,
-            "configuration": json.loads(self._config.to_json()),
+            "version": pdv_mp.__version__,
+            "configuration": self._configuration,
             "facts": {**self._facts, "processes": dict(processes)},
             "topology": self._config.topology,
             "stages": engines.pop("stages", {}),
@@ -139,8 +158,9 @@ class Reporter:
             "away": self._roster.away,
             "handoffs": handoff_report(handoffs),
             **engines,
-            "processes": everyone,
-            "memory": self._memory.of(everyone),
+            "processes": {FRONT: os.getpid(), **processes},
+            "restarts": dict(self._roster.restarts_of),
+            "served": service.statistics.as_dict(),
         }
 
 
@@ -155,6 +175,7 @@ def _replica_fields(replica: Replica, answer: dict[str, Any]) -> dict[str, Any]:
         "stages": answer.get("stages", {}),
         "pools": answer.get("pools", {}),
         "counters": answer.get("counters", {}),
+        "controller": next(iter(answer.get("speculation", {}).get("controllers", ())), {}),
     }
 
 
@@ -167,27 +188,6 @@ def _tokenizer_fields(tokenizer: Tokenizer) -> dict[str, Any]:
         "outstanding_texts": len(tokenizer.texts),
         "outstanding_bytes": tokenizer.outstanding_bytes,
     }
-
-
-def merged(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several schedulers' answers as one: numbers summed, maps merged, lists joined; a flag is true
-    if one is, and of anything else the first counts."""
-    result: dict[str, Any] = {}
-    for value in values:
-        for name, item in value.items():
-            result[name] = _sum(name, result[name], item) if name in result else item
-    return result
-
-
-def _sum(name: str, one: Any, other: Any) -> Any:
-    if isinstance(one, dict) and isinstance(other, dict):
-        return merged((one, other))
-    if isinstance(one, list) and isinstance(other, list):
-        return one + other
-    if isinstance(one, bool) and isinstance(other, bool):
-        return one or other
-    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
-    return one + other if numbers and name not in _ALIKE else one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

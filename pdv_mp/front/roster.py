@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from pdv_mp.front.replicas import Replica
@@ -19,9 +20,15 @@ class Roster:
         self._topology = topology
         self.processes: dict[str, int] = {}
         self._away: dict[str, int | None] = {}
-        self.restarts = 0
+        workers = (*topology.worker_names, *topology.tokenizer_names)
+        self.restarts_of: Counter[str] = Counter(dict.fromkeys(workers, 0))
         for replica in replicas:
             self.processes.update(replica.facts.get("processes", {}))
+
+    @property
+    def restarts(self) -> int:
+        """How often a process has died and was to be started again."""
+        return self.restarts_of.total()
 
     @property
     def away(self) -> list[str]:
@@ -30,7 +37,7 @@ class Roster:
 
     def died(self, name: str) -> None:
         """A process died, and with one that holds a scheduler all workers of its replica."""
-        self.restarts += 1
+        self.restarts_of[name] += 1
         for gone in self._gone_with(name):
             pid = self.processes.pop(gone, None)
             self._away.setdefault(gone, pid)

@@ -17,6 +17,7 @@ from pdv_mp.front.journal import Journal, Request
 from pdv_mp.front.logprobs import LogprobReader
 from pdv_mp.front.outbox import BYTES_PER_ID, Connection, LastMessage, Reply
 from pdv_mp.front.replicas import Replica
+from pdv_mp.front.statistics import Statistics
 from pdv_mp.front.text import TextCodec
 from pdv_mp.front.tokenizers import Tokenizer, Tokenizers
 from pdv_mp.timeline import state_index
@@ -65,6 +66,7 @@ class Service:
         self.lost: str | None = None
         self.finished: Counter[str] = Counter(stop=0, length=0, abort=0)
         self.errors: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
+        self.statistics = Statistics(config.server)
         self._last_finish_ns = 0
         self._finish_interval_ms = 0.0
 
@@ -112,6 +114,7 @@ class Service:
         texts = dict(message.messages)
         drafted = message.drafted.tolist()
         accepted = message.accepted.tolist()
+        self.statistics.verified(drafted, accepted)
         finishes = message.finish.tolist()
         stop_ids = message.stop_ids.tolist()
         cached = message.cached.tolist()
@@ -201,8 +204,9 @@ class Service:
         ids = ids[: piece.num_ids]
         flags = [1] * min(num_drafted, len(ids))
         flags += [0] * (len(ids) - len(flags))
-        if ids and not request.first_token_ns:
-            request.first_token_ns = text_ns
+        if ids:
+            request.first_token_ns = request.first_token_ns or text_ns
+            self.statistics.emitted(request, len(ids), text_ns)
         ending = piece.stop is not None or finish is not wire.Finish.NONE
         if snapshot is not None:
             account(request, snapshot, stamps, started_ns, text_ns, ending)
@@ -284,6 +288,8 @@ class Service:
     def _done(self, request: Request, finish: str, reason: str | int | None) -> None:
         self.finished[finish] += 1
         now = time.monotonic_ns()
+        if finish != "abort":
+            self.statistics.finished(request, now)
         if self._last_finish_ns:
             interval = (now - self._last_finish_ns) / _MILLISECOND
             self._finish_interval_ms += 0.1 * (interval - self._finish_interval_ms)

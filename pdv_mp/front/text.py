@@ -85,13 +85,14 @@ class TextCodec:
             )
         self._anchor = self._find_anchor(sorted(vocabulary.values()))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with what the tokenizer's own template adds, such as a first BOS.
+    def encode(self, text: str, *, bare: bool = False) -> list[int]:
+        """Ids of a prompt, with what the tokenizer's own template adds, such as a first BOS, unless
+        it is to be ``bare``.
 
         Raises TextError if the tokenizer fails; the log says how.
         """
         try:
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True).ids
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not bare).ids
         except Exception as error:  # the library raises plain Exception
             # Its message may quote the prompt, which no log may hold.
             where = "".join(traceback.format_tb(error.__traceback__))
@@ -104,6 +105,20 @@ class TextCodec:
         """Text of ids, without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for in the middle of a text: part of a character perhaps;
+        the name of a special token; nothing for an id that no token has."""
+        token: str | None = self.tokenizer.id_to_token(id)
+        if token is None:
+            return b""
+        if id in self.special:
+            return token.encode()
+        if self._bytes is not None:
+            return self._bytes[id]
+        if id in self._byte_tokens:
+            return bytes([int(token[3:5], 16)])
+        return self.decode([*self._anchor, id])[len(self.decode(self._anchor)) :].encode()
 
     def detokenizer(self) -> Detokenizer:
         """A fresh incremental detokenizer."""

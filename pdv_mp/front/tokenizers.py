@@ -49,8 +49,9 @@ _COMPUTE = _HERE[3]
 class Text:
     """A text whose ids are wanted.
 
-    ``request`` and ``message``: the request whose prompt it is, and what asked for it; None for a
-    client's ``tokenize``, whose ``id`` is answered. ``deaths``: of processes while they worked on
+    ``bare``: without what the tokenizer's template adds. ``request`` and ``message``: the request
+    whose prompt it is, and what asked for it; None for a client's ``tokenize``, whose ``id`` is
+    answered. ``deaths``: of processes while they worked on
     it. ``settled``: it needs no answer any more, or has had it.
     """
 
@@ -58,6 +59,7 @@ class Text:
     connection: Connection
     id: str
     data: bytes
+    bare: bool = False
     request: Request | None = None
     message: Generate | None = None
     sent_ns: int = 0
@@ -245,7 +247,11 @@ class Tokenizers:
             text.sent_ns = now
             if text.timeline is not None:
                 text.timeline.enter(_TO[0], now)
-        message = wire.Texts.of((text.key for text in texts), [text.data for text in texts])
+        message = wire.Texts.of(
+            (text.key for text in texts),
+            [text.data for text in texts],
+            [text.bare for text in texts],
+        )
         process.edge.send(message, now)
 
     def take(self, process: Tokenizer, message: wire.Ids) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,10 @@ def gpu_memory(pids: frozenset[int]) -> dict[int, int]:
     try:
         for index in range(pynvml.nvmlDeviceGetCount()):
             device = pynvml.nvmlDeviceGetHandleByIndex(index)
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device):
-                if process.pid in pids and process.usedGpuMemory is not None:
-                    used[process.pid] = used.get(process.pid, 0) + process.usedGpuMemory
+            with contextlib.suppress(pynvml.NVMLError):  # a GPU that does not tell it
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device):
+                    if process.pid in pids and process.usedGpuMemory is not None:
+                        used[process.pid] = used.get(process.pid, 0) + process.usedGpuMemory
     finally:
         pynvml.nvmlShutdown()
     return used

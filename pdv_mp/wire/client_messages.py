@@ -10,6 +10,7 @@ from typing import Any
 from pdv_mp.sampling_params import MAX_STOPS, ParameterError, SamplingParams
 from pdv_mp.wire.protocol import (
     DEFAULT_MAX_MESSAGE_BYTES,
+    MAX_BATCHES,
     MAX_CONTAINERS,
     MAX_ID_CHARACTERS,
     VERSION,
@@ -37,6 +38,7 @@ class Generate:
     params: SamplingParams
     stream: bool = True
     timeline: bool = False
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,9 @@ class Ping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """``info``: answered with the state of the server."""
+    """``info``: answered with the state of the server, and at least so many of its last batches."""
+
+    batches: int = MAX_BATCHES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +68,24 @@ class Tokenize:
 
     id: str
     prompt: str
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detokenize:
-    """``detokenize``: ids to text."""
+    """``detokenize``: ids to text, or to the bytes of each."""
 
     id: str
     ids: list[int]
+    bytes: bool = False
 
 
-ClientMessage = Hello | Generate | Cancel | Ping | Info | Tokenize | Detokenize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Describe:
+    """``describe``: answered with what a chat is written with."""
+
+
+ClientMessage = Hello | Generate | Cancel | Ping | Info | Tokenize | Detokenize | Describe
 
 
 def decode_client(
@@ -213,6 +224,7 @@ def _generate(fields: _Fields) -> Generate:
         params=params,
         stream=fields.boolean("stream", True),
         timeline=fields.boolean("timeline", False),
+        add_special_tokens=fields.boolean("add_special_tokens", True),
     )
 
 
@@ -230,15 +242,30 @@ def _ping(fields: _Fields) -> Ping:
 
 
 def _info(fields: _Fields) -> Info:
-    return Info()
+    if fields.get("batches") is None:
+        return Info()
+    batches = fields.integer("batches")
+    if not 0 <= batches <= MAX_BATCHES:
+        raise fields.bad(f"batches must be from 0 to {MAX_BATCHES}")
+    return Info(batches=batches)
 
 
 def _tokenize(fields: _Fields) -> Tokenize:
-    return Tokenize(id=fields.request_id(), prompt=fields.text("prompt"))
+    return Tokenize(
+        id=fields.request_id(),
+        prompt=fields.text("prompt"),
+        add_special_tokens=fields.boolean("add_special_tokens", True),
+    )
 
 
 def _detokenize(fields: _Fields) -> Detokenize:
-    return Detokenize(id=fields.request_id(), ids=fields.ids("ids"))
+    return Detokenize(
+        id=fields.request_id(), ids=fields.ids("ids"), bytes=fields.boolean("bytes", False)
+    )
+
+
+def _describe(fields: _Fields) -> Describe:
+    return Describe()
 
 
 _PARSERS: dict[str, Callable[[_Fields], ClientMessage]] = {
@@ -249,4 +276,5 @@ _PARSERS: dict[str, Callable[[_Fields], ClientMessage]] = {
     "info": _info,
     "tokenize": _tokenize,
     "detokenize": _detokenize,
+    "describe": _describe,
 }

@@ -296,19 +296,21 @@ class EngineReady:
 
 @dataclass(slots=True, kw_only=True)
 class InfoRequest:
-    """Front to scheduler: report counters. ``number`` comes back with the answer."""
+    """Front to scheduler: report counters, and so many of the last batches. ``number`` comes back
+    with the answer."""
 
     kind: ClassVar[int] = 5
     number: int
+    batches: int = 0
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
-        return [self.number], []
+        return [self.number, self.batches], []
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> InfoRequest:
-        (number,) = fields
-        return cls(number=number, stamps=stamps)
+        number, batches = fields
+        return cls(number=number, batches=batches, stamps=stamps)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -22,6 +22,9 @@ VERSION = 1
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 INTEGER_LIMIT = 2**53 - 1
 MAX_ID_CHARACTERS = 128
+MAX_BATCHES = 256
+"""Most of the last batches that an ``info`` lists for each replica."""
+
 MAX_DEPTH = 16
 """Most levels of maps and lists in a client's message, keys that we do not know included."""
 
@@ -237,6 +240,7 @@ def generate(
     *,
     stream: bool = True,
     timeline: bool = False,
+    add_special_tokens: bool = True,
 ) -> bytes:
     """The frame of a ``generate``; what has its default is left out.
 
@@ -260,6 +264,8 @@ def generate(
         fields["stream"] = False
     if timeline:
         fields["timeline"] = True
+    if not add_special_tokens:
+        fields["add_special_tokens"] = False
     return encode("generate", **fields)
 
 

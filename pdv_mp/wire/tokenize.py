@@ -47,22 +47,26 @@ class Texts:
     """Front to tokenizer: tokenize these texts. Each is answered once, in :class:`Ids`.
 
     ``keys`` int64 [n]: the front's own, never used twice. ``sizes`` int64 [n]: bytes of each text.
-    ``data`` uint8: the texts in UTF-8, one after the other.
+    ``data`` uint8: the texts in UTF-8, one after the other. ``bare`` uint8 [n]: 1 for a text to
+    which the tokenizer's own template adds nothing.
     """
 
     kind: ClassVar[int] = 49
     keys: Int64Column
     sizes: Int64Column
     data: Uint8Column
+    bare: Uint8Column
     stamps: Stamps = field(default_factory=Stamps)
 
     @classmethod
-    def of(cls, keys: Iterable[int], texts: list[bytes]) -> Texts:
-        """The message for texts in UTF-8."""
+    def of(cls, keys: Iterable[int], texts: list[bytes], bare: Iterable[bool] = ()) -> Texts:
+        """The message for texts in UTF-8; without ``bare`` none is."""
+        marks = np.array(list(bare) or [False] * len(texts), np.uint8)
         return cls(
             keys=np.array(list(keys), np.int64),
             sizes=np.array([len(text) for text in texts], np.int64),
             data=np.frombuffer(b"".join(texts), np.uint8),
+            bare=marks,
         )
 
     def split(self) -> list[bytes]:
@@ -73,7 +77,7 @@ class Texts:
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
         columns = [np.ascontiguousarray(column, np.int64) for column in (self.keys, self.sizes)]
-        return [len(self.keys), len(self.data)], [*columns, self.data]
+        return [len(self.keys), len(self.data)], [*columns, self.data, self.bare]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Texts:
@@ -82,8 +86,11 @@ class Texts:
             keys=columns.int64(entries),
             sizes=columns.int64(entries),
             data=columns.uint8(size),
+            bare=columns.uint8(entries),
             stamps=stamps,
         )
+        if (message.bare > 1).any():
+            raise WireError("a mark of a text is neither 0 nor 1")
         if sum(message.sizes.tolist()) != size or (message.sizes < 0).any():
             raise WireError("the sizes of the texts are not those of the data")
         return message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pdv_mp.workers.trace import Trace
@@ -115,7 +116,8 @@ class BatchRecords:
 
     def latest(self, count: int) -> list[dict[str, Any]]:
         """The last batches, oldest first."""
-        return [record.as_dict() for record in list(self._records)[-count:]]
+        skipped = max(0, len(self._records) - count)
+        return [record.as_dict() for record in islice(self._records, skipped, None)]
 
     def totals(self) -> dict[str, dict[str, int]]:
         """By stage, of all batches since the start."""

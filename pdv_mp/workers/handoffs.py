@@ -13,12 +13,15 @@ what happened between them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pdv_mp.metrics.histogram import BUCKETS_PER_OCTAVE
 from pdv_mp.wire.engine import Tokens
 from pdv_mp.wire.frames import Stamps
 from pdv_mp.workers.trace import EDGES, Trace
@@ -35,9 +38,6 @@ BUSY = "busy"
 
 _ARRIVAL = (*PARTS[:3], BUSY)
 _HERE = ""
-
-BUCKETS_PER_OCTAVE = 16
-"""A percentile is right to 2 ** (1 / 32), about 2 %."""
 
 SAMPLES_WAITING = 4096
 """Samples of one kind that wait to be counted."""
@@ -258,12 +258,20 @@ def percentile(buckets: Buckets, percent: float) -> float:
 
     Raises ValueError if there is no sample.
     """
+    return percentiles(buckets, (percent,))[0]
+
+
+def percentiles(buckets: Buckets, percents: Sequence[float]) -> list[float]:
+    """:func:`percentile` for several, in rising order."""
     ordered = sorted((int(key), count) for key, count in buckets.items() if count > 0)
     if not ordered:
         raise ValueError("no sample")
-    cumulative = np.cumsum([count for _, count in ordered])
-    index = int(np.searchsorted(cumulative, percent / 100 * cumulative[-1]))
-    return float(2 ** ((ordered[index][0] + 0.5) / BUCKETS_PER_OCTAVE))
+    cumulative = list(accumulate(count for _, count in ordered))
+    found = []
+    for percent in percents:
+        index = bisect_left(cumulative, percent / 100 * cumulative[-1])
+        found.append(float(2 ** ((ordered[index][0] + 0.5) / BUCKETS_PER_OCTAVE)))
+    return found
 
 
 def report(edges: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -287,11 +295,12 @@ def summary(part: Mapping[str, Any]) -> dict[str, Any]:
     """``n``, ``mean_us``, ``p50_us``, ``p99_us`` and what they come from."""
     buckets: Buckets = part["buckets"]
     samples = sum(buckets.values())
+    half, most = percentiles(buckets, (50, 99))
     return {
         "n": samples,
         "mean_us": part["total_ns"] / samples / 1000,
-        "p50_us": percentile(buckets, 50) / 1000,
-        "p99_us": percentile(buckets, 99) / 1000,
+        "p50_us": half / 1000,
+        "p99_us": most / 1000,
         "total_ns": part["total_ns"],
         "buckets": dict(buckets),
     }

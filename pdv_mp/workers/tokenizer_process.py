@@ -33,6 +33,7 @@ class _Waiting:
 
     key: int
     data: bytes
+    bare: bool
     order: Stamps
     busy_ns: int
 
@@ -51,8 +52,9 @@ class BatchTokenizer:
 
     def take(self, message: wire.Texts) -> None:
         """Put texts into the inbox."""
-        for key, data in zip(message.keys.tolist(), message.split(), strict=True):
-            self._inbox.append(_Waiting(key, data, message.stamps, self._busy_ns))
+        columns = (message.keys.tolist(), message.split(), message.bare.tolist())
+        for key, data, bare in zip(*columns, strict=True):
+            self._inbox.append(_Waiting(key, data, bool(bare), message.stamps, self._busy_ns))
 
     def step(self) -> wire.Ids | None:
         """Tokenize a batch; None if nothing waits."""
@@ -87,7 +89,7 @@ class BatchTokenizer:
     def _tokenize(self, text: _Waiting) -> list[int] | None:
         self._before((text.key,))
         try:
-            return self._codec.encode(text.data.decode())
+            return self._codec.encode(text.data.decode(), bare=text.bare)
         except TextError:  # the log has it
             return None
 

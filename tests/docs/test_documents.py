@@ -36,13 +36,14 @@ def run(command: list[str], folder: Path) -> None:
 
 @pytest.fixture
 def default_port() -> None:
-    """Skips where something else listens on the port that the README's commands use."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", 5555))
-        except OSError:
-            pytest.skip("port 5555 is in use")
+    """Skips where something else listens on the ports that the README's commands use."""
+    for port in (5555, 8000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                pytest.skip(f"port {port} is in use")
 
 
 def test_every_command_of_the_readme_runs(default_port: None, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_the_option_table_is_current() -> None:
 def test_local_links_and_paths_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    paths = re.findall(r"`((?:pdv_mp|launcher|bench|tests|docs)/[\w./-]*)`", text)
+    paths = re.findall(r"`((?:pdv_mp|launcher|gateway|bench|tests|docs)/[\w./-]*)`", text)
     for link in links:
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
     for path in paths:

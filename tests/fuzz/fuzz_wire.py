@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the decoders in pdv_mp.wire, with atheris (libFuzzer).
+"""Coverage-guided fuzzing of pdv_mp.wire's decoders and of HTTP bodies, with atheris (libFuzzer).
 
     python tests/fuzz/fuzz_wire.py SECONDS
 
@@ -26,7 +26,8 @@ import msgpack
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-with atheris.instrument_imports(include=["pdv_mp.wire"]):
+with atheris.instrument_imports(include=["pdv_mp.wire", "gateway.jobs", "gateway.refusals"]):
+    import gateway.jobs  # noqa: F401 - what is imported here is instrumented
     import pdv_mp.wire.client_messages
     import pdv_mp.wire.control
     import pdv_mp.wire.engine

@@ -7,12 +7,19 @@ file as ``fuzz.wire_properties``.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from pdv_mp.sampling_params import SamplingParams
+from gateway.chat import ChatWriter
+from gateway.errors import ApiError
+from gateway.fields import ChatRequest, CompletionRequest
+from gateway.jobs import chat_job, completion_job
+from gateway.model_card import ModelCard
+from pdv_mp.sampling_params import ParameterError, SamplingParams
 from pdv_mp.wire import client_messages, control, engine, protocol, tokenize
 from pdv_mp.wire.frames import HEADER, BatchStamps
 from pdv_mp.wire.protocol import ErrorCode, ProtocolError
@@ -43,7 +50,12 @@ def encode_client(message: client_messages.ClientMessage) -> bytes:
         prompt = message.prompt_ids if message.prompt is None else message.prompt
         assert prompt is not None
         return protocol.generate(
-            message.id, prompt, message.params, stream=message.stream, timeline=message.timeline
+            message.id,
+            prompt,
+            message.params,
+            stream=message.stream,
+            timeline=message.timeline,
+            add_special_tokens=message.add_special_tokens,
         )
     return protocol.encode(type(message).__name__.lower(), **dataclasses.asdict(message))
 
@@ -107,7 +119,51 @@ def _encoded(encode: Callable[[], bytes]) -> bytes | None:
         raise
 
 
-CHECKS = (check_client, check_engine, check_control, check_server, check_tokenize)
+def check_http_body(body: bytes) -> None:
+    """The body of an HTTP request is refused with an error that can be sent, or becomes a request
+    that the protocol can send."""
+    for kind, job_of in ((CompletionRequest, completion_job), (ChatRequest, chat_job)):
+        try:
+            fields = kind.model_validate(json.loads(body))
+            job = job_of(fields, _CARD)  # type: ignore[operator]
+        except (ValidationError, ValueError, RecursionError):
+            continue
+        except ApiError as error:
+            _check_http_refusal(error)
+            continue
+        for number, prompt in enumerate(job.prompts):
+            try:
+                frame = protocol.generate("a", prompt, job.params_of(number * job.n))
+            except ParameterError:  # half a character, an integer that no message can hold
+                continue
+            check_client(frame)
+
+
+def _check_http_refusal(error: ApiError) -> None:
+    assert 400 <= error.status < 500
+    assert json.loads(error.body())["error"]["message"]
+
+
+_CARD = ModelCard(
+    instance="i",
+    model="m",
+    version="0",
+    vocab_size=300,
+    max_model_len=512,
+    room=512,
+    max_message_bytes=protocol.DEFAULT_MAX_MESSAGE_BYTES,
+    chat=ChatWriter("{% for m in messages %}{{ m.role + m.content | trim }}{% endfor %}", {}),
+    created=0,
+)
+
+CHECKS = (
+    check_client,
+    check_engine,
+    check_control,
+    check_server,
+    check_tokenize,
+    check_http_body,
+)
 
 
 def check(data: bytes) -> None:
@@ -124,6 +180,7 @@ def seeds() -> list[bytes]:
         _control_frames(),
         _server_frames(),
         _tokenize_frames(),
+        _http_bodies(),
     )
     return [bytes((number,)) + frame for number, of in enumerate(frames) for frame in of]
 
@@ -146,6 +203,9 @@ def _client_frames() -> list[bytes]:
     return [
         protocol.generate("a", "text", SamplingParams()),
         protocol.generate("b", [1, 2, 70_000], full, stream=False, timeline=True),
+        protocol.generate("c", "bare", SamplingParams(), add_special_tokens=False),
+        protocol.encode("describe"),
+        protocol.encode("detokenize", id="a", ids=[1, 2], bytes=True),
         protocol.encode("hello", client="c", token="t"),
         protocol.encode("cancel", id="a"),
         protocol.encode("ping", n=-3),
@@ -235,3 +295,16 @@ def _tokenize_frames() -> list[bytes]:
     ]
     assert {type(message) for message in messages} == set(tokenize.CODEC.types)
     return [bytes(tokenize.encode(message, 1, 2)) for message in messages]
+
+
+def _http_bodies() -> list[bytes]:
+    parts = [{"type": "text", "text": "x"}, {"type": "text", "text": "é"}]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts}]
+    sampling = {"n": 2, "seed": 5, "stop": ["a"], "top_p": 0.5, "stream": True, "logit_bias": {}}
+    bodies: list[dict[str, Any]] = [
+        {"prompt": "x", "max_tokens": 3, "logprobs": 2, "echo": True},
+        {"prompt": [[1, 2], [3]], "stream_options": {"include_usage": True}, **sampling},
+        {"prompt": ["a", "b"], "temperature": 0, "pdv": {"tokens": True}},
+        {"messages": messages, "top_logprobs": 2, "logprobs": True, **sampling},
+    ]
+    return [json.dumps(body).encode() for body in bodies]

@@ -1,0 +1,1 @@
+"""The HTTP gateway: a client of the server that speaks the OpenAI API to everybody else."""

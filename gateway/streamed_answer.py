@@ -1,0 +1,183 @@
+"""An answer as server-sent events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Send
+
+from gateway.answers import Answer, Disconnected
+from gateway.chunks import DONE, KEEP_ALIVE, ChunkWriter, error_event
+from gateway.errors import ApiError, api_error
+from gateway.jobs import Job
+from gateway.measures import usage
+from gateway.token_logprobs import origins
+from pdv_mp.client.client_core import Completion, Generation, ServerError, ServerUnreachable
+
+HEADERS_AFTER_SECONDS = 1.0
+"""A stream begins with its first token, so that a refusal has its status; at the latest after this
+long, so that nobody thinks us dead."""
+
+KEEP_ALIVE_SECONDS = 10.0
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class StreamedAnswer(Answer):
+    """Server-sent events, one for each ``tokens`` message, as many in one write as there are."""
+
+    async def _run(self, send: Send) -> None:
+        job = self._job
+        self._events = ChunkWriter(
+            chat=job.chat,
+            id=self._id,
+            model=self._card.model,
+            created=self._created,
+            usage=job.include_usage,
+        )
+        self._begun = False
+        self._sent_tokens = [0] * (len(job.prompts) * job.n)
+        await self._start()
+        try:
+            await self._stream(send)
+        except (ApiError, ServerError, ServerUnreachable) as error:
+            if not self._begun:
+                raise
+            await self._write(send, error_event(api_error(error)) + DONE, more=False)
+
+    async def _stream(self, send: Send) -> None:
+        await self._echo(send)
+        open_ones = dict(enumerate(self._generations))
+        while open_ones:
+            self._news.clear()
+            lines: list[str] = []
+            try:
+                for index, generation in list(open_ones.items()):
+                    if await self._advance(index, generation, lines):
+                        del open_ones[index]
+            finally:
+                if lines:  # also before an error
+                    await self._write(send, "".join(lines).encode())
+            if not open_ones:
+                break
+            if not lines:
+                await self._stay_alive(send)
+            await self._wait()
+        completions = [g.completion for g in self._generations if g.completion is not None]
+        end = b""
+        if _wants_summary(self._job):
+            end = self._events.last(self._summary_fields(completions)).encode()
+        await self._write(send, end + DONE, more=False)
+
+    def _summary_fields(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        fields = self._summary(completions)
+        if not self._job.include_usage:
+            del fields["usage"]
+        return fields
+
+    async def _echo(self, send: Send) -> None:
+        if not self._job.echo:
+            return
+        await self._first_news()
+        lines = [
+            self._events.text(index, self._prompt_texts[index // self._job.n])
+            for index in range(len(self._generations))
+        ]
+        await self._write(send, "".join(lines).encode())
+
+    async def _first_news(self) -> None:
+        """Until every request has something to show, or one was refused."""
+        while True:
+            self._news.clear()
+            for generation in self._generations:
+                if generation.error is not None:
+                    raise generation.error
+            if all(g.chunks or g.finished for g in self._generations):
+                return
+            await self._wait()
+
+    async def _advance(self, index: int, generation: Generation, lines: list[str]) -> bool:
+        """Write what a request has new; whether it has ended."""
+        job, chunks = self._job, generation.chunks
+        rich = job.logprobs is not None or job.wants_tokens
+        while chunks:
+            chunk = chunks.popleft()
+            last = not chunks and generation.completion is not None
+            if job.discards_output:
+                continue
+            logprobs, more = "null", ""
+            if rich:
+                await self._learn_of(chunk)
+                logprobs = self._logprobs(index, chunk)
+                if job.wants_tokens:
+                    more = f',"pdv":{origins(self._service.pieces, chunk.ids, chunk.drafted)}'
+            self._sent_tokens[index] += len(chunk.ids)
+            usage_json = self._usage_so_far() if job.continuous_usage else ""
+            if last and generation.completion is not None:
+                finish = self._finish(generation.completion)
+                more += _stop_reason(generation.completion)
+                lines.append(
+                    self._events.text(
+                        index,
+                        chunk.text,
+                        logprobs=logprobs,
+                        finish=finish,
+                        more=more,
+                        usage=usage_json,
+                    )
+                )
+                return True
+            lines.append(
+                self._events.text(index, chunk.text, logprobs=logprobs, more=more, usage=usage_json)
+            )
+        if generation.error is not None:
+            raise generation.error
+        completion = generation.completion
+        if completion is None:
+            return False
+        usage_json = self._usage_so_far() if job.continuous_usage else ""
+        lines.append(
+            self._events.text(
+                index,
+                "",
+                finish=self._finish(completion),
+                more=_stop_reason(completion),
+                usage=usage_json,
+            )
+        )
+        return True
+
+    def _usage_so_far(self) -> str:
+        prompts = sum(generation.prompt_tokens for generation in self._generations[:: self._job.n])
+        return json.dumps(usage(prompts, sum(self._sent_tokens), 0))
+
+    async def _stay_alive(self, send: Send) -> None:
+        patience = KEEP_ALIVE_SECONDS if self._begun else HEADERS_AFTER_SECONDS
+        if time.monotonic() - self.last_sent >= patience:
+            await self._write(send, KEEP_ALIVE)
+
+    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        if self._gone:
+            raise Disconnected
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self.last_sent = time.monotonic()
+
+
+def _wants_summary(job: Job) -> bool:
+    """Whether a stream ends with an event without choices."""
+    return job.include_usage or job.timeline or job.wants_tokens
+
+
+def _stop_reason(completion: Completion) -> str:
+    reason = completion.stop_reason
+    return "" if reason is None else f',"stop_reason":{json.dumps(reason)}'
