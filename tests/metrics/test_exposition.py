@@ -10,9 +10,10 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdv_mp.metrics.catalogue import HANDOFF_BOUNDS_LOG2_NS, METRICS, cycles, rebinned
+from pdv_mp.metrics.catalogue import METRICS
 from pdv_mp.metrics.exposition import exposition
 from pdv_mp.metrics.histogram import LATENCY_BOUNDS_NS
+from pdv_mp.metrics.reading import HANDOFF_BOUNDS_LOG2_NS, cycles, rebinned
 from pdv_mp.workers.handoffs import bucket_of
 
 
