@@ -243,7 +243,7 @@ def stage_seconds(info: Info) -> Iterator[Value]:
 def forwards(info: Info) -> Iterator[Value]:
     """Forward passes by stage."""
     for stage in ("prefill", "draft_prefill", "draft", "verify"):
-        value = _at(info, "counters", f"{stage}forwards")
+        value = _at(info, "counters", f"{stage}_forwards")
         if value is not None:
             yield Value((stage,), value)
 

@@ -158,6 +158,7 @@ def test_replicas_processes_and_gpus_have_their_names() -> None:
         "cpu": {"front": {"pid": 1, "seconds": 1.5, "threads": 2}},
         "memory": {"front": {"rss": 7, "pss": 6, "private": 5}},
         "restarts": {"worker-0": 1},
+        "counters": {"draft_forwards": 8, "draft_prefill_forwards": 2},
         "gpus": [gpu],
     }
     assert samples(info, "vllm:kv_cache_usage_perc") == {(): 0.3}
@@ -168,6 +169,8 @@ def test_replicas_processes_and_gpus_have_their_names() -> None:
     assert samples(info, "pdv_process_cpu_seconds_total") == {("front",): 1.5}
     assert samples(info, "pdv_process_proportional_memory_bytes") == {("front",): 6}
     assert samples(info, "pdv_process_restarts_total") == {("worker-0",): 1}
+    forwards = {("draft",): 8, ("draft_prefill",): 2}
+    assert samples(info, "pdv_stage_forwards_total") == forwards
     assert samples(info, "pdv_gpu_memory_bytes") == {("0", "A GPU"): 10}
     assert samples(info, "pdv_gpu_utilization_ratio") == {}, "a slice does not tell"
     assert not any(math.isnan(value) for value in samples(info, "pdv_slots").values())
