@@ -29,7 +29,7 @@ LEGACY := $(BENCH) legacy --output $(RESULTS) $(if $(PAIRS),--pairs $(PAIRS))
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance handoff recovery bench bench-full bench-smoke clean
+.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance peers handoff recovery bench bench-full bench-smoke clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,10 @@ slow-reader: install ## time per token of clients beside one that does not read
 
 acceptance: install ## count the draft tokens that both acceptance rules keep
 	$(RUN) -m bench.acceptance --page docs/acceptance.md
+
+peers: install ## compare with the engines that a user would pick instead; installs them first
+	-$(BENCH) peers --setup $(if $(TORCH_INDEX),--pip-option=--extra-index-url=$(TORCH_INDEX))
+	$(BENCH) peers --budget 40m
 
 handoff: install ## what handing work between processes costs, in every topology
 	$(RUN) -m bench.handoff

@@ -18,6 +18,27 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "concurrent": ("bench.concurrent.command:concurrent", "Ask one prompt many times at once."),
         "gateway": ("bench.gateway.command:gateway", "Measure what the HTTP gateway costs."),
+        "peers": (
+            "bench.peers.command:peers_command",
+            "Compare with the engines that a user would pick instead.",
+        ),
+        "roofline": (
+            "bench.roofline.command:roofline",
+            "Say what a device allows at most for a model pair.",
+        ),
+        "calibrate": (
+            "bench.emulation.calibrate_command:calibrate",
+            "Write the cost table of a device, measured or computed.",
+        ),
+        "emulate": (
+            "bench.emulation.command:emulate",
+            "Where handoffs pay, asked of emulated devices.",
+        ),
+        "advise": (
+            "bench.advice.command:advise",
+            "Say which topology and draft length to use.",
+        ),
+        "ablate": ("bench.ablations.command:ablate", "Vary one design choice at a time."),
         "inflate": ("bench.inflate.command:inflate", "Make a stand-in of a big model's shape."),
     }
 )

@@ -26,10 +26,10 @@ IDLE_SECONDS = 20.0
 
 
 class Server:
-    """One server, started again when it has ended. ``options`` are those of ``pdv-launch``;
-    ``starts``: how often it has been started."""
+    """One server, started again when it has ended. ``options`` are those of ``pdv-launch``, the
+    topology among them where it is None; ``starts``: how often it has been started."""
 
-    def __init__(self, topology: str, options: dict[str, Any]) -> None:
+    def __init__(self, topology: str | None, options: dict[str, Any]) -> None:
         self._topology = topology
         self._options = options
         self._llm: LLM | None = None

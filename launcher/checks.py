@@ -16,11 +16,13 @@ import psutil
 
 from launcher.checkpoint import check_weights
 from launcher.devices import check_device
+from launcher.emulated import as_emulated, check_emulated, on_emulated_devices, with_name
 from launcher.gateway_child import checked_http
 from launcher.handoff_checks import check_handoff
 from pdv_mp.assets import draft_path, verifier_path
 from pdv_mp.binding import check_exposure, resolve_host
 from pdv_mp.config import ConfigError, EngineConfig, ModelOptions, ServerOptions
+from pdv_mp.emulation.device_name import is_emulated
 from pdv_mp.model.implementation import read_model
 from pdv_mp.model.loading import check_pair, resolve_model
 from pdv_mp.model.shape import ModelShape
@@ -45,15 +47,23 @@ def prepare(config: EngineConfig) -> EngineConfig:
     check_kv_handoff(config, row)
     server = _checked_server(config.server)
     http = checked_http(config.http, insecure=server.insecure)
-    model = _resolve(config.model)
-    model = dataclasses.replace(model, device=common_device(row, model.device))
-    check_device(model.device)
+    row, device = common_device(row, config.model.device)
+    check_device(device)
+    emulated = is_emulated(device)
+    model = dataclasses.replace(config.model, device=device)
+    if emulated:
+        config = dataclasses.replace(config, model=model, table=row)
+        check_emulated(config)
+        model = with_name(model)
+    model = _resolve(model)
     folders = _folders(model)
-    shapes = [read_model(folder, model.model_impl) for folder in folders]
+    shapes: list[ModelShape] = [read_model(folder, model.model_impl) for folder in folders]
+    if emulated:
+        model, shapes = as_emulated(model, shapes)
     for shape in shapes:
         if model.max_model_len is not None:
             shape.check_max_model_len(model.max_model_len)
-    if model.load_format != "dummy":
+    if model.load_format != "dummy" and not emulated:
         for folder, shape in zip(folders, shapes, strict=True):
             check_weights(folder, shape)
     longest = model.max_model_len or min(shape.context_limit for shape in shapes)
@@ -109,16 +119,18 @@ def check_port(host: str, port: int, prefix: str = "") -> None:
         ) from error
 
 
-def common_device(row: Topology, default: str) -> str:
-    """Where the workers of a row compute. Raises ConfigError if they do not all do so in one place,
-    since they share weights and KV."""
+def common_device(row: Topology, default: str) -> tuple[Topology, str]:
+    """The row and where its workers compute. Raises ConfigError if they do not all do so in one
+    place, since they share weights and KV; emulated devices need only have one cost table."""
+    if any(is_emulated(worker.device or default) for worker in row.workers):
+        return on_emulated_devices(row, default)
     devices = {worker.device or default for worker in row.workers}
     if len(devices) > 1:
         raise ConfigError(
             f"topology {row.name!r} has workers on {' and '.join(sorted(devices))}; they share "
             "weights and KV, so all must be on one device"
         )
-    return devices.pop()
+    return row, devices.pop()
 
 
 def served(row: Topology, model: ModelOptions) -> Topology:

@@ -6,6 +6,7 @@ import os
 import re
 
 from pdv_mp.config import ConfigError
+from pdv_mp.emulation.device_name import EmulatedName
 
 
 def check_device(name: str, what: str = "--device") -> None:
@@ -15,9 +16,13 @@ def check_device(name: str, what: str = "--device") -> None:
     Where the driver's library answers with another error than that there is no driver, the worker
     is left to find out.
     """
+    if EmulatedName.parse(name) is not None:
+        return
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,4}))?", name)
     if match is None:
-        raise ConfigError(f"{what} {name!r} is not a device; use auto, cpu or cuda:N")
+        raise ConfigError(
+            f"{what} {name!r} is not a device; use auto, cpu or cuda:N, or emulated:FILE"
+        )
     if not name.startswith("cuda"):
         return
     count = visible_gpus()

@@ -126,7 +126,8 @@ class ModelOptions(_Checked):
     )
     device: str = option(
         "auto",
-        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one",
+        help="auto, cpu or cuda[:N]; auto is the first GPU if there is one; emulated:FILE takes "
+        "the time that a cost table says, and computes nothing",
         metavar="DEVICE",
     )
     model_impl: str = option(
@@ -135,6 +136,19 @@ class ModelOptions(_Checked):
         "Qwen3), transformers its own modules (slower, many architectures); auto is pdv where it "
         "can",
         choices=("auto", "pdv", "transformers"),
+    )
+    attention: str = option(
+        "auto",
+        help="what computes attention over --kv-layout paged, and the small steps between products "
+        "of matrices; triton: kernels of our own, for a GPU; sdpa: PyTorch's; auto is triton on a "
+        "GPU where it is installed",
+        choices=("auto", "triton", "sdpa"),
+    )
+    cuda_graphs: str = option(
+        "auto",
+        help="on a GPU, replay drafts and verifications of up to 128 requests as CUDA graphs, each "
+        "of them recorded when it is first needed; never: launch every kernel by itself",
+        choices=("auto", "never"),
     )
     load_format: str = option(
         "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")

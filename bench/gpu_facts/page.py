@@ -20,7 +20,8 @@ _NOT_MEASURED = """
 ## Not measured
 
 - Intervals on the GPU's own clock (`%globaltimer`), which needs a kernel of our own.
-- Attention kernels of other packages (Triton, FlashInfer): the server uses torch's only.
+- Attention kernels of other packages (FlashInfer). The server's own is measured by
+  `python -m bench.gpu`.
 """
 
 

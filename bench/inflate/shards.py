@@ -94,9 +94,7 @@ def write_shards(
 
     ``contents`` yields the tensors in the shards' order. ``advance`` is told the bytes written.
     """
-    noise = torch.empty(_NOISE_LENGTH, dtype=torch.float32)
-    noise.normal_(0, NOISE_SCALE, generator=torch.Generator().manual_seed(seed))
-    noise = noise.to(dtype)
+    noise = background_noise(seed, dtype)
     type_name = str(dtype).removeprefix("torch.")
     for shard in shards:
         with (folder / shard.file).open("wb") as file:
@@ -105,7 +103,7 @@ def write_shards(
                 name, found, content = next(contents)
                 if (name, found) != (expected, shape):
                     raise RuntimeError(f"{name} {found} came where {expected} {shape} belongs")
-                for piece in _pieces(name, shape, content, noise):
+                for piece in pieces(name, shape, content, noise):
                     advance(_write(file, piece))
     if len(shards) > 1:
         _write_index(folder, shards, dtype.itemsize)
@@ -121,13 +119,20 @@ def _write_index(folder: Path, shards: Sequence[Shard], itemsize: int) -> None:
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _pieces(
+def background_noise(seed: int, dtype: torch.dtype) -> torch.Tensor:
+    """What rows without meaning are made of; for :func:`pieces`."""
+    noise = torch.empty(_NOISE_LENGTH, dtype=torch.float32)
+    noise.normal_(0, NOISE_SCALE, generator=torch.Generator().manual_seed(seed))
+    return noise.to(dtype)
+
+
+def pieces(
     name: str, shape: tuple[int, ...], content: Contents, noise: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """The tensor's rows from first to last, [rows, columns] a piece."""
     rows, columns = shape[0], math.prod(shape[1:])
     step = max(1, PIECE // (columns * noise.itemsize))
-    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    start = _noise_start(name)
     for first in range(0, rows, step):
         last = min(rows, first + step)
         if content.background == "noise":
@@ -145,6 +150,31 @@ def _pieces(
                 values = patch.values[chosen].to(noise.dtype)
                 piece[places[:, None], patch.columns] = values
         yield piece
+
+
+def whole_tensor(
+    name: str, shape: tuple[int, ...], content: Contents, noise: torch.Tensor
+) -> torch.Tensor:
+    """What all of :func:`pieces` make together, in the shape, on the device of ``noise``."""
+    count, device = math.prod(shape), noise.device
+    if content.background == "noise":
+        start = _noise_start(name) % len(noise)
+        tensor = noise.roll(-start).repeat(-(-count // len(noise)))[:count]
+    else:
+        value = 1.0 if content.background == "ones" else 0.0
+        tensor = torch.full((count,), value, dtype=noise.dtype, device=device)
+    tensor = tensor.view(shape[0], -1)
+    if content.quiet is not None:
+        tensor[content.quiet.to(device)] = 0
+    for patch in content.patches:
+        values = patch.values.to(noise.dtype).to(device)
+        tensor[patch.rows.to(device)[:, None], patch.columns.to(device)] = values
+    return tensor.view(shape)
+
+
+def _noise_start(name: str) -> int:
+    """Where the noise of a tensor begins."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
 def _repeat(noise: torch.Tensor, start: int, length: int) -> torch.Tensor:

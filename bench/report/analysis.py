@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from bench.report.bounds import Bounds
 from bench.report.cells import CellBlocks, summarise
 from bench.report.comparison import Cells, comparisons, comparisons_in, noises
 from bench.report.metrics import CellMetrics, measure
@@ -36,6 +38,7 @@ from bench.report.valley import valleys
 from bench.results.records import Candidate, CellRecord, End, Load, Pair, Run
 from bench.results.store import ResultsError, ResultsFolder
 from bench.statistics import MIN_BLOCKS, SequentialPlan, corrected
+from pdv_mp.emulation.device_name import is_emulated
 
 __all__ = [
     "Analysis",
@@ -75,7 +78,11 @@ def analyse(folder: ResultsFolder) -> Analysis:
     blocks = max(record.block for record in records)
     alpha = _alpha(run, end, blocks)
     cells = _measured(folder, run, records)
-    summaries = {place: summarise(cell, run.objective, alpha) for place, cell in cells.items()}
+    summaries = {}
+    bounds = Bounds(run)
+    for place, cell in cells.items():
+        summary = summarise(cell, run.objective, alpha)
+        summaries[place] = replace(summary, bound=bounds.of(summary))
     noise = noises(run, cells, alpha)
     compared = comparisons(run, cells, summaries, noise, alpha)
     return Analysis(
@@ -116,6 +123,13 @@ def _check_names(run: Run) -> None:
             raise ResultsError(
                 f"candidate {candidate.name!r} is a twin of {candidate.twin_of!r}, which is none "
                 "of the run's candidates or a twin itself"
+            )
+    for configuration in run.configurations:
+        device = str(configuration.options.get("model", {}).get("device", ""))
+        if is_emulated(device):
+            raise ResultsError(
+                f"{configuration.candidate!r} was on {device}: emulated results are not reported "
+                "as measured ones"
             )
     if run.reference not in originals:
         raise ResultsError(

@@ -70,6 +70,8 @@ def throughput_row(cell: CellSummary) -> Row:
         **estimate_columns("goodput_requests_per_s", cell.goodput),
         **estimate_columns("tokens_per_event", cell.tokens_per_event),
         **counts,
+        "bound_output_tokens_per_s": cell.bound,
+        "measured_over_bound": cell.share_of_bound,
         "errors": "; ".join(f"{code}: {count}" for code, count in cell.errors.items()),
         "lateness_p99_ms": cell.lateness_ms,
     }

@@ -100,7 +100,15 @@ def summarise(blocks: CellBlocks, objective: Objective, alpha: float) -> CellSum
         gpus=_gpus(cells),
         lateness_ms=max((c.lateness_ms for c in cells if c.lateness_ms is not None), default=None),
         host_load=_mean([c.host_load for c in cells if c.host_load is not None]),
+        mean_tokens=_mean_tokens(counted),
     )
+
+
+def _mean_tokens(blocks: Sequence[CellMetrics]) -> tuple[float, float] | None:
+    known = [block.asked for block in blocks if block.asked is not None]
+    if not known:
+        return None
+    return float(np.mean([prompt for prompt, _ in known])), float(np.mean([n for _, n in known]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ class CellMetrics:
     """One cell. Arrays have one value for each request (or gap) that the latency counts, in ms.
 
     ``queue_ms``: of those that TTFT counts, as the server timed it, 0 where it did not say.
+    ``asked``: mean tokens of prompt and output of all requests open in the window, those of an
+    unfinished one's output being as many as it may have; None without any.
     """
 
     cell: CellRecord
@@ -93,6 +95,7 @@ class CellMetrics:
     drafts: Drafts
     errors: Mapping[str, int]
     followed: Followed | None
+    asked: tuple[float, float] | None
 
     @property
     def seconds(self) -> float:
@@ -148,7 +151,19 @@ def measure(
         drafts=drafts,
         errors=Counter(r.error for r in requests if r.error is not None),
         followed=followed,
+        asked=_asked(present),
     )
+
+
+def _asked(requests: Sequence[RequestRecord]) -> tuple[float, float] | None:
+    if not requests:
+        return None
+    outputs = [
+        sum(n for _, n in request.events) if _is_complete(request) else request.max_tokens
+        for request in requests
+    ]
+    prompts = [request.prompt_tokens for request in requests]
+    return sum(prompts) / len(requests), sum(outputs) / len(requests)
 
 
 def _is_complete(request: RequestRecord) -> bool:

@@ -20,6 +20,7 @@ from bench.report.page_blocks import (
 from bench.report.page_text import estimate_text, load_named, ratio_text, share_text
 from bench.report.recommendation import load_text
 from bench.report.summaries import Analysis, Comparison
+from bench.roofline.recorded import recorded_in
 from bench.statistics import Quantile
 
 PICTURES = "plots"
@@ -41,6 +42,7 @@ def five_pictures(analysis: Analysis, drawings: Drawings) -> Section:
     for name in OF_THE_SOURCES:
         if name in drawings:
             blocks += [Heading(names[name]), figure(drawings[name])]
+    blocks += _share_of_bound(analysis)
     if "pareto" in drawings:
         blocks += [Heading("One user's speed against all users'"), figure(drawings["pareto"])]
     missing = [names[name].lower() for name in OF_THE_SOURCES if name not in drawings]
@@ -54,6 +56,45 @@ def five_pictures(analysis: Analysis, drawings: Drawings) -> Section:
         )
     blocks += _other_loads(analysis)
     return Section("pictures", "Throughput, latency, utilisation, acceptance", blocks)
+
+
+def _share_of_bound(analysis: Analysis) -> list[Block]:
+    title = Heading("Measured and possible")
+    recorded = recorded_in(analysis.run.environment)
+    cells = [cell for cell in analysis.cells if cell.shape.kind == "closed"]
+    if recorded is None or not any(cell.bound for cell in cells):
+        why = (
+            "These results do not hold the machine's rates."
+            if recorded is None
+            else "There is no closed loop of models whose shapes are known."
+        )
+        return [title, Paragraph(f"Measured ÷ bound: not measured. {why}", "note")]
+    how = "measured before this run" if recorded.measured else "what such a device reaches"
+    return [
+        title,
+        Paragraph(
+            f"The bound is what {recorded.device} allows for the work of a cell in one batch: "
+            f"{recorded.bandwidth / 1e9:,.1f} GB/s and {recorded.flops / 1e9:,.0f} GFLOP/s, {how}; "
+            "weights and KV cache read once per step, drafts and tokens per cycle as they were. "
+            "Norms, sampling and everything between steps are free in it."
+        ),
+        foldable(
+            "Tokens/s, measured and possible, of each cell",
+            "Measured ÷ bound",
+            ["load", "pair", "candidate", "output tokens/s", "bound", "measured ÷ bound"],
+            [
+                (
+                    load_text(cell.shape),
+                    cell.pair,
+                    cell.candidate,
+                    estimate_text(cell.throughput),
+                    "not measured" if cell.bound is None else f"{cell.bound:.0f}",
+                    "not measured" if cell.share_of_bound is None else f"{cell.share_of_bound:.2f}",
+                )
+                for cell in cells
+            ],
+        ),
+    ]
 
 
 def _other_loads(analysis: Analysis) -> list[Block]:

@@ -118,7 +118,9 @@ class CellSummary:
     ``goodput``: requests/s that met the run's objective, None without one. ``errors``: by code.
     ``prefill_ms``, ``decode_ms``: per request; ``durations`` says what they are taken from.
     ``uses``: by process, the clients' as ``clients``; ``server_cores``: all others together.
-    ``cpu_seconds_per_token``: of the server.
+    ``cpu_seconds_per_token``: of the server. ``mean_tokens``: of prompt and output of the requests
+    that were open, None without any. ``bound``: the output tokens/s that the machine's rates allow,
+    None where they are not known (bench/report/bounds.py).
     """
 
     pair: str
@@ -152,6 +154,15 @@ class CellSummary:
     gpus: tuple[GpuSummary, ...]
     lateness_ms: float | None
     host_load: float | None
+    mean_tokens: tuple[float, float] | None
+    bound: float | None = None
+
+    @property
+    def share_of_bound(self) -> float | None:
+        """Measured tokens/s / :attr:`bound`."""
+        if self.throughput is None or self.bound is None:
+            return None
+        return self.throughput.value / self.bound
 
     @property
     def orchestration_share(self) -> Estimate | None:

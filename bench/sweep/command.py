@@ -19,7 +19,13 @@ from bench.sweep.display import Display
 from bench.sweep.errors import PlanError
 from bench.sweep.pair_servers import PairServers
 from bench.sweep.plan import first_difference
-from bench.sweep.preparation import DEFAULT_SECONDS, Options, Prepared, prepare_run
+from bench.sweep.preparation import (
+    DEFAULT_SECONDS,
+    Options,
+    Prepared,
+    prepare_run,
+    with_roofline,
+)
 from bench.sweep.summary import summary
 from bench.sweep.sweep import Measure, Sweep
 from pdv_mp.client.llm import LaunchError
@@ -168,6 +174,11 @@ def _lengths(context: click.Context, parameter: click.Parameter, text: str) -> L
 @click.option("--restart", is_flag=True, help="Delete the run that is there, and measure anew.")
 @click.option("--allow-failures", is_flag=True, help="Exit with 0 even if cells failed.")
 @click.option(
+    "--roofline/--no-roofline",
+    default=True,
+    help="First measure what the machine can do, for the report's bounds; takes seconds.",
+)
+@click.option(
     "--progress/--no-progress",
     default=None,
     help="A bar with the time left.  [default: on a terminal; else a line for each block]",
@@ -177,6 +188,7 @@ def sweep(
     resume: bool,
     restart: bool,
     allow_failures: bool,
+    roofline: bool,
     progress: bool | None,
     **options: Any,
 ) -> None:
@@ -195,10 +207,10 @@ def sweep(
         raise click.UsageError(str(error)) from None
     try:
         with folder.writing():
-            if _enter(folder, prepared, resume=resume, restart=restart):
+            if enter_run(folder, prepared, resume=resume, restart=restart, roofline=roofline):
                 for note in prepared.notes:
                     _say(note)
-                _measure(folder, prepared, options["budget"], progress)
+                measure_run(folder, prepared, options["budget"], progress)
             failed = _report(folder)
     except (ResultsError, LaunchError) as error:
         raise click.ClickException(str(error)) from None
@@ -209,7 +221,14 @@ def sweep(
         sys.exit(EXIT_FAILED)
 
 
-def _enter(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: bool) -> bool:
+def enter_run(
+    folder: ResultsFolder,
+    prepared: Prepared,
+    *,
+    resume: bool,
+    restart: bool,
+    roofline: bool = False,
+) -> bool:
     """Begins the run, or takes up the one that is there; whether there is something to measure.
 
     Raises UsageError if there is one that is not to be touched.
@@ -217,14 +236,14 @@ def _enter(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: 
     if restart or not folder.exists:
         if resume:
             raise click.UsageError(f"{folder.path} holds no run that could be taken up")
-        folder.begin(prepared.run)
+        folder.begin(with_roofline(prepared) if roofline else prepared.run)
         return True
     try:
         there, cells = folder.run(), folder.resume()
     except ResultsError as error:
         raise click.UsageError(f"{error}; --restart deletes what is there") from None
     if not cells:
-        folder.begin(prepared.run)
+        folder.begin(with_roofline(prepared) if roofline else prepared.run)
         return True
     difference = first_difference(there, prepared.run)
     if difference is not None:
@@ -240,9 +259,11 @@ def _enter(folder: ResultsFolder, prepared: Prepared, *, resume: bool, restart: 
     return True
 
 
-def _measure(
+def measure_run(
     folder: ResultsFolder, prepared: Prepared, budget: float, progress: bool | None
 ) -> End:
+    """Measure what is not there yet; ``progress`` as the option of that name. Raises LaunchError or
+    ResultsError."""
     run = prepared.run
 
     def open_pair(number: int) -> AbstractContextManager[Measure]:

@@ -20,6 +20,7 @@ from bench.sweep.pairs import SHIPPED, ModelPair
 from launcher.checks import prepare
 from launcher.options import ENVIRONMENT_CONFIG, Setting, merge, settings
 from pdv_mp.config import ConfigError
+from pdv_mp.emulation.device_name import is_emulated
 from pdv_mp.model.errors import ModelError
 from pdv_mp.topology import topology
 
@@ -169,7 +170,13 @@ def configure(pair: ModelPair, candidate: Candidate) -> Configuration:
     given = {**server_options(pair, candidate), "topology": candidate.topology, "port": 0}
     file = os.environ.get(ENVIRONMENT_CONFIG)
     try:
-        config = prepare(merge(given, os.environ, Path(file) if file else None).config())
+        asked = merge(given, os.environ, Path(file) if file else None).config()
+        if is_emulated(asked.model.device):
+            raise PlanError(
+                f"{candidate.name} is on {asked.model.device}, and what a sweep measures is never "
+                "mixed with what is emulated: use pdv-bench emulate"
+            )
+        config = prepare(asked)
     except (ConfigError, ModelError) as error:
         raise PlanError(f"{candidate.name} with the pair {pair.name!r}: {error}") from error
     options = json.loads(config.to_json())

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bench.load import Lengths, Trace, Workload, WorkloadPlan, read_trace, tokenizer_of
 from bench.load.sources import Work
 from bench.results.records import SCHEMA_VERSION, Configuration, Load, Run
+from bench.roofline.recorded import KEY, facts
 from bench.statistics import MIN_BLOCKS
 from bench.sweep.environment import command_line, environment
 from bench.sweep.errors import PlanError
@@ -101,6 +104,18 @@ def prepare_run(options: Options) -> Prepared:
             f"{options.budget:g} s; give more, or fewer loads"
         )
     return Prepared(run, pairs, works, tuple(_notes(run, traces)))
+
+
+def with_roofline(prepared: Prepared) -> Run:
+    """The run with the rates of the machine, measured now, and the shapes of its models."""
+    run = prepared.run
+    folders = {pair.name: (pair.verifier, pair.draft) for pair in prepared.pairs}
+    options = run.configurations[0].options.get("model", {})
+    found = facts(run.environment["machine"], options, folders)
+    if found is None:
+        return run
+    environment = {**run.environment, KEY: msgspec.to_builtins(found)}
+    return msgspec.structs.replace(run, environment=environment)
 
 
 def _works(

@@ -21,6 +21,8 @@ class ModelFacts:
     eos_ids: tuple[int, ...]
     max_model_len: int
     max_request_tokens: int
+    has_logits: bool = True
+    """An emulated device has none."""
 
     @property
     def room(self) -> int:
@@ -104,6 +106,13 @@ class Admission:
         if not prompt_ids or message.prompt == "":
             raise ProtocolError(ErrorCode.BAD_REQUEST, f"{name} is empty", message.id)
         self.check_ids(name, prompt_ids, message.id)
+        wanted = (params.logprobs, params.prompt_logprobs) != (None, None)
+        if wanted and not facts.has_logits:
+            raise ProtocolError(
+                ErrorCode.BAD_REQUEST,
+                "an emulated device computes no log-probabilities",
+                message.id,
+            )
         if len(prompt_ids) > facts.max_prompt_tokens:
             raise ProtocolError(
                 ErrorCode.TOO_LARGE,

@@ -159,6 +159,7 @@ class Front:
             tuple(facts["eos_ids"]),
             facts["max_model_len"],
             facts["max_request_tokens"],
+            has_logits="emulated" not in facts,
         )
         self._first_facts = facts
         self._poller = zmq.Poller()

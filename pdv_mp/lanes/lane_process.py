@@ -18,7 +18,6 @@ from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
 from pdv_mp.lanes.waiting import Waiting
 from pdv_mp.resources.kv_handoff import KVReceiver, make_sender
 from pdv_mp.resources.resources import Resources, attach_resources
-from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.prefill import PrefillStage
 from pdv_mp.topology import topology_of
@@ -26,6 +25,7 @@ from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import stages as wire
 from pdv_mp.workers.device import use_device
 from pdv_mp.workers.flight_record import FlightRecord, record_path
+from pdv_mp.workers.product_check import check_products
 from pdv_mp.workers.threads import set_threads
 
 
@@ -41,7 +41,7 @@ def run_lane(
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
     set_threads(config, name)
-    use_device(config, name)
+    check_products(use_device(config, name))
     resources = attach_resources(config, run_dir, name, control, _unexpected)
     if resources is None:
         return
@@ -63,6 +63,7 @@ def run_lane(
         waiting.close()
         edge.close()
         lock.close()
+        resources.close()
         context.term()
         record.close()
 
@@ -75,13 +76,17 @@ def _make_lane(config: EngineConfig, name: str, resources: Resources, lock: Lock
     worker, _ = topology_of(config).place(name)
     if worker.stages == ("prefill",):
         stage = PrefillStage(
-            resources.target, resources.draft, resources.num_slots, resources.max_model_len
+            resources.prefill_target,
+            resources.prefill_draft,
+            resources.num_slots,
+            resources.max_model_len,
+            resources.sampler,
         )
         chunk = config.scheduling.max_num_batched_tokens
         sender = make_sender(resources.plan, resources.caches, resources.num_blocks)
         return PrefillLane(stage, chunk, resources.num_slots, lock, sender)
     if worker.stages == ("draft",) and resources.draft is not None:
-        rule = acceptance_rule(config.speculation.acceptance)
+        rule = resources.rule(config)
         receiver = KVReceiver(resources.caches, resources.num_blocks)
         drafts = DraftStage(resources.draft, rule, resources.num_slots)
         return DraftLane(drafts, lock, receiver, config.handoff.draft_ahead)

@@ -64,13 +64,7 @@ class KVCache(ABC):
 
     def plan(self, batch: ForwardBatch) -> AttentionPlan:
         """Lay out a batch. Raises ValueError for a slot or position that does not exist."""
-        if int(batch.slots.max()) >= self.num_slots:
-            raise ValueError(f"slot {batch.slots.max()} of {self.num_slots} does not exist")
-        if int(batch.row_positions.max()) >= self.max_model_len:
-            raise ValueError(
-                f"position {batch.row_positions.max()} lies beyond max_model_len "
-                f"{self.max_model_len}"
-            )
+        self._check_batch(batch)
         write_index, write_views = self._destination(batch)
         layout = layout_batch(batch, self._consecutive, self._call_cost())
         groups = []
@@ -96,6 +90,15 @@ class KVCache(ABC):
             pad=None if layout.pad is None else to_device(layout.pad, self.device),
             restore=None if layout.restore is None else to_device(layout.restore, self.device),
         )
+
+    def _check_batch(self, batch: ForwardBatch) -> None:
+        if int(batch.slots.max()) >= self.num_slots:
+            raise ValueError(f"slot {batch.slots.max()} of {self.num_slots} does not exist")
+        if int(batch.row_positions.max()) >= self.max_model_len:
+            raise ValueError(
+                f"position {batch.row_positions.max()} lies beyond max_model_len "
+                f"{self.max_model_len}"
+            )
 
     def advance(self, plan: AttentionPlan, batch: ForwardBatch) -> AttentionPlan:
         """Lay out a batch made by `ForwardBatch.advance` from the one that `plan` was made for.
@@ -465,24 +468,54 @@ class PagedKVCache(KVCache):
     def _row_range(self, slot: int, start: int, rows: torch.Tensor) -> torch.Tensor:
         """Where the rows of a slot from ``start`` on lie."""
         positions = np.arange(start, self._check_rows(slot, start, rows))
-        return self._row_places(np.full_like(positions, slot), positions)
+        return to_device(self.row_places(np.full_like(positions, slot), positions), self.device)
 
-    def _row_places(
+    def row_places(
         self, row_slots: NDArray[np.int64], row_positions: NDArray[np.int64]
-    ) -> torch.Tensor:
+    ) -> NDArray[np.int64]:
+        """Where rows lie: block * block_size + offset, [N], of a slot and a position each. Raises
+        ValueError for a position that its slot has no block for."""
         blocks = self.block_table[row_slots, row_positions // self.block_size]
         if int(blocks.max()) == self.dummy_block:
             row = int(np.argmax(blocks))
             raise ValueError(
                 f"slot {row_slots[row]} has no block for position {row_positions[row]}"
             )
-        rows = blocks.astype(np.int64) * self.block_size + row_positions % self.block_size
-        return to_device(rows, self.device)
+        places: NDArray[np.int64] = blocks.astype(np.int64) * self.block_size
+        places += row_positions % self.block_size
+        return places
+
+    def static_plan(
+        self, tables: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
+    ) -> AttentionPlan:
+        """The plan of a batch of equally many rows per lane that is known on the device alone.
+
+        ``tables`` int32 [L, max_blocks]: the block table of each lane. ``positions`` int64 [L * Q],
+        lane after lane; ``places`` int64 [L * Q]: block * block_size + offset of each. What is done
+        here and with the plan depends on no value of these and waits for none.
+        """
+        lanes, context = len(tables), tables.shape[1] * self.block_size
+        rows = len(positions) // lanes
+        beyond = torch.arange(context, device=self.device) > positions[:, None]
+        mask = torch.zeros(beyond.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(beyond, -torch.inf)
+        mask = mask.repeat_interleave(self._group_size, dim=0).view(lanes, 1, -1, context)
+        group = AttentionGroup(
+            lanes=lanes,
+            rows=rows,
+            context=context,
+            first_row=0,
+            slots=np.zeros(lanes, np.int64),
+            source=(tables.view(-1),),
+            mask=mask,
+        )
+        return AttentionPlan((places,), None, (group,), None, None)
 
     def _destination(
         self, batch: ForwardBatch
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
-        return (self._row_places(batch.row_slots, batch.row_positions),), None
+        places = self.row_places(batch.row_slots, batch.row_positions)
+        return (to_device(places, self.device),), None
 
     def _source(self, slots: NDArray[np.int64], context: int) -> tuple[torch.Tensor, ...]:
         blocks = self.block_table[slots, : blocks_for(context, self.block_size)]

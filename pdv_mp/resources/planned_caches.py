@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pdv_mp.emulation.kv_account import EmulatedKVCache
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.resources.attachment import Attachment
 from pdv_mp.resources.resource_plan import (
@@ -15,8 +16,19 @@ from pdv_mp.resources.resource_plan import (
 )
 
 
+def paged_kind(plan: ResourcePlan) -> type[PagedKVCache]:
+    """The class of a plan's paged caches."""
+    if plan.attention == "triton":
+        from pdv_mp.memory.triton_cache import TritonKVCache
+
+        return TritonKVCache
+    return PagedKVCache
+
+
 def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> KVCache:
     """The cache of a model in memory of this process."""
+    if plan.emulated is not None:
+        return _account(plan, model)
     if plan.layout == "contiguous":
         return ContiguousKVCache(
             model.config,
@@ -26,7 +38,7 @@ def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> K
             plan.block_size,
             num_blocks if plan.prefix_caching else 0,
         )
-    return PagedKVCache(
+    return paged_kind(plan)(
         model.config,
         num_blocks,
         plan.block_size,
@@ -34,6 +46,18 @@ def private_cache(plan: ResourcePlan, model: PlannedModel, num_blocks: int) -> K
         plan.max_model_len,
         plan.dtype,
         plan.device,
+    )
+
+
+def _account(plan: ResourcePlan, model: PlannedModel) -> KVCache:
+    """What an emulated device has for a cache."""
+    return EmulatedKVCache(
+        model.config,
+        plan.num_slots,
+        plan.max_model_len,
+        plan.dtype,
+        plan.block_size,
+        torch.device("cpu"),
     )
 
 
@@ -58,7 +82,7 @@ def shared_cache(
             runs=attachment.memfds[kv_name(model.role, replica)],
             store=store,
         )
-    return PagedKVCache(
+    return paged_kind(plan)(
         model.config,
         num_blocks,
         plan.block_size,
@@ -83,7 +107,7 @@ def lane_cache(
         return private_cache(plan, model, num_blocks)
     nbytes = plan.paged(model, num_blocks).pool_bytes
     device = plan.device if held else torch.device("meta")
-    return PagedKVCache(
+    return paged_kind(plan)(
         model.config,
         num_blocks,
         plan.block_size,
@@ -100,6 +124,8 @@ def attached_cache(
     plan: ResourcePlan, model: PlannedModel, attachment: Attachment, replica: int, held: bool
 ) -> KVCache:
     """The cache of a model in a worker of a replica; ``held`` as in :func:`lane_cache`."""
+    if plan.emulated is not None:
+        return _account(plan, model)
     if not plan.private_caches:
         return shared_cache(plan, model, attachment, replica)
     table = None
@@ -110,6 +136,8 @@ def attached_cache(
 
 def kv_names(plan: ResourcePlan, model: PlannedModel, replica: int, schedules: bool) -> set[str]:
     """Names of the buffers with a model's KV that a worker of a replica maps."""
+    if plan.emulated is not None:
+        return set()
     names = set() if plan.private_caches else {kv_name(model.role, replica)}
     if plan.layout == "paged":
         names.add(table_name(model.role, replica))

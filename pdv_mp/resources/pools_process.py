@@ -22,7 +22,12 @@ from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.memory.cuda_ipc import CudaBuffer, CudaRuntime, check_allocator, gpu_uuid
 from pdv_mp.memory.shared import SharedBuffer
-from pdv_mp.resources.resource_plan import BufferPlan, PlannedModel, kv_budget, make_plan
+from pdv_mp.resources.resource_plan import (
+    BufferPlan,
+    PlannedModel,
+    make_plan,
+    planned_kv_budget,
+)
 from pdv_mp.resources.resources import load_into
 from pdv_mp.topology import POOLS
 from pdv_mp.wire import pools as wire
@@ -51,10 +56,10 @@ class SharedPools:
         if self.plan.device.type == "cuda":
             check_allocator()
             self._runtime = CudaRuntime()
-        for model in self.plan.models:
+        for model in self.plan.models if self.plan.emulated is None else ():
             progress(f"loading the weights of {model.name}")
             self._load(config, model)
-        budget = kv_budget(config.cache, self.plan.device, other_processes=len(self._workers))
+        budget = planned_kv_budget(config, self.plan, other_processes=len(self._workers))
         self.num_blocks = self.plan.count_blocks(budget)
         progress("allocating the KV of all workers")
         for buffer in self.plan.kv_buffers(self.num_blocks):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,15 @@ from pathlib import Path
 import torch
 
 from pdv_mp.config import CacheOptions, ConfigError, EngineConfig
+from pdv_mp.emulation.cost_table import CostTable
+from pdv_mp.emulation.device_name import is_emulated
+from pdv_mp.emulation.planning import (
+    LABEL,
+    device_numbers,
+    emulated_shape,
+    kv_bytes,
+    table_of,
+)
 from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.kv_layout import ContiguousLayout, PagedLayout
 from pdv_mp.model.architecture import ModelConfig
@@ -50,7 +61,7 @@ class PlannedModel:
     role: str
     name: str
     folder: Path
-    config: ModelConfig | TransformersConfig
+    config: ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +77,11 @@ class BufferPlan:
 class ResourcePlan:
     """The models of a server, the verifier first, and the layout of their weights and KV.
 
-    ``layout``: ``contiguous`` or ``paged``. ``num_slots``: of one replica. ``kv_handoff``:
-    ``pool``, ``copy`` or ``handle``. ``vocab_size``: ids that
-    both models know. A checkpoint may pad its vocabulary beyond that; such ids have no text and the
-    other model could not read them, so they are cut off.
+    ``layout``: ``contiguous``, ``paged``, or ``account``, which takes no memory. ``attention``:
+    ``triton`` or ``sdpa``. ``num_slots``: of one replica. ``kv_handoff``: ``pool``, ``copy`` or
+    ``handle``. ``emulated``: the costs of the device, where it is an emulated one, which has no
+    tensors at all. ``vocab_size``: ids that both models know. A checkpoint may pad its vocabulary
+    beyond that; such ids have no text and the other model could not read them, so they are cut off.
     """
 
     models: tuple[PlannedModel, ...]
@@ -82,6 +94,8 @@ class ResourcePlan:
     layout: str
     prefix_caching: bool
     kv_handoff: str = POOL
+    emulated: CostTable | None = None
+    attention: str = "sdpa"
 
     @property
     def private_caches(self) -> bool:
@@ -161,6 +175,8 @@ class ResourcePlan:
                 f"weights of {model.name} because transformers' modules compute it "
                 "(--model-impl): use --topology unified"
             )
+        if not isinstance(model.config, ModelConfig):
+            raise ConfigError(f"an emulated device has no weights of {model.name}")
         return model.config
 
     def weights_buffer(self, model: PlannedModel) -> BufferPlan:
@@ -171,6 +187,8 @@ class ResourcePlan:
     def kv_buffers(self, num_blocks: int) -> Iterator[BufferPlan]:
         """The KV of all models, for each replica of its own; of caches that are private, only the
         block tables."""
+        if self.emulated is not None:
+            return
         for replica in range(self.topology.replicas):
             for model in self.models:
                 yield from self._kv_buffers(model, replica, num_blocks)
@@ -221,15 +239,22 @@ def make_plan(config: EngineConfig) -> ResourcePlan:
     device = pick_device(config.model.device)
     if config.model.model is None:
         raise ConfigError("--model is not resolved; start the server through pdv-launch")
-    models = [_planned(config, TARGET, Path(config.model.model), config.model.served_model_name)]
+    emulated = table_of(config)
+    folder = Path(config.model.model)
     draft = config.model.draft_model
-    if draft not in (None, "none"):
-        models.append(_planned(config, DRAFT, Path(str(draft)), None))
+    if emulated is not None:
+        models = _emulated_models(config, emulated, folder)
+    else:
+        models = [_planned(config, TARGET, folder, config.model.served_model_name)]
+        if draft not in (None, "none"):
+            models.append(_planned(config, DRAFT, Path(str(draft)), None))
     longest = min(model.config.context_limit for model in models)
     max_model_len = config.model.max_model_len or longest
     for model in models:
         model.config.check_max_model_len(max_model_len)
     layout = config.cache.kv_layout
+    if emulated is not None:
+        return _emulated_plan(config, emulated, tuple(models), max_model_len)
     if layout == "auto":
         layout = "contiguous" if device.type == "cpu" else "paged"
     if layout == "contiguous" and device.type != "cpu":
@@ -245,6 +270,44 @@ def make_plan(config: EngineConfig) -> ResourcePlan:
         layout=layout,
         prefix_caching=config.cache.enable_prefix_caching and config.cache.kv_handoff == POOL,
         kv_handoff=config.cache.kv_handoff,
+        attention=pick_attention(config.model.attention, device, layout),
+    )
+
+
+def _emulated_models(config: EngineConfig, table: CostTable, folder: Path) -> list[PlannedModel]:
+    """The models of a cost table; ``folder`` has the tokenizer."""
+    tokenizer = read_model(folder, config.model.model_impl)
+    roles = {"target": TARGET}
+    if table.has_draft and config.model.draft_model not in (None, "none"):
+        roles["draft"] = DRAFT
+    return [
+        PlannedModel(
+            role,
+            config.model.served_model_name or LABEL + table.models[name].name
+            if role == TARGET
+            else LABEL + table.models[name].name,
+            folder,
+            emulated_shape(table.models[name], tokenizer),
+        )
+        for name, role in roles.items()
+    ]
+
+
+def _emulated_plan(
+    config: EngineConfig, table: CostTable, models: tuple[PlannedModel, ...], max_model_len: int
+) -> ResourcePlan:
+    dtype = models[0].config.dtype if config.model.dtype == "auto" else config.model.dtype
+    return ResourcePlan(
+        models=models,
+        topology=topology_of(config),
+        device=torch.device("cpu"),
+        dtype=DTYPES[dtype],
+        num_slots=scheduling_of(config).max_admitted,
+        max_model_len=max_model_len,
+        block_size=config.cache.block_size,
+        layout="account",
+        prefix_caching=config.cache.enable_prefix_caching,
+        emulated=table,
     )
 
 
@@ -262,7 +325,10 @@ def checkpoint_name(folder: Path) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of ``--device``. Raises ConfigError for one that this machine lacks."""
+    """The device of ``--device``, the host's own for an emulated one. Raises ConfigError for one
+    that this machine lacks."""
+    if is_emulated(name):
+        return torch.device("cpu")
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -277,6 +343,24 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda:0") if name == "cuda" else device
 
 
+def pick_attention(name: str, device: torch.device, layout: str) -> str:
+    """What computes attention by ``--attention``: ``triton`` or ``sdpa``.
+
+    Raises ConfigError where triton is asked for and cannot be had.
+    """
+    if name == "sdpa" or (name == "auto" and device.type == "cpu"):
+        return "sdpa"
+    installed = importlib.util.find_spec("triton") is not None
+    if name == "auto":
+        return "triton" if installed else "sdpa"
+    if not installed:
+        raise ConfigError("--attention triton: triton is not installed; use sdpa")
+    # Triton's interpreter computes on a CPU, for tests.
+    if layout != "paged" or (device.type == "cpu" and not os.environ.get("TRITON_INTERPRET")):
+        raise ConfigError("--attention triton is for a GPU; use sdpa")
+    return "triton"
+
+
 def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtype:
     """The arithmetic of ``--dtype``; ``auto`` is lossless on a CPU and native on a GPU."""
     if name == "auto":
@@ -286,6 +370,14 @@ def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtyp
             f"the checkpoint's own type {name!r} is not served; choose --dtype {', '.join(DTYPES)}"
         )
     return DTYPES[name]
+
+
+def planned_kv_budget(config: EngineConfig, plan: ResourcePlan, other_processes: int = 0) -> int:
+    """Bytes for the KV of all models, by :func:`kv_budget`, or of the emulated devices."""
+    if plan.emulated is None or config.cache.kv_cache_memory is not None:
+        return kv_budget(config.cache, plan.device, other_processes)
+    devices = len(set(device_numbers(plan.topology, config.model.device)))
+    return kv_bytes(plan.emulated, config.cache.gpu_memory_utilization, devices)
 
 
 def kv_budget(options: CacheOptions, device: torch.device, other_processes: int = 0) -> int:

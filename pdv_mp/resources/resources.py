@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import torch
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
+from pdv_mp.emulation.emulator import Emulator
+from pdv_mp.graphs.capture import CudaCapture
+from pdv_mp.graphs.graph_steps import GraphSteps
 from pdv_mp.memory.attention_plan import AttentionPlan
-from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
@@ -30,11 +33,14 @@ from pdv_mp.resources.resource_plan import (
     TARGET,
     PlannedModel,
     ResourcePlan,
-    kv_budget,
     make_plan,
+    planned_kv_budget,
     weights_name,
 )
 from pdv_mp.scheduling.pools import Pools
+from pdv_mp.speculation.acceptance import AcceptanceRule
+from pdv_mp.speculation.rules import acceptance_rule
+from pdv_mp.speculation.sampling import Sampler, sample
 from pdv_mp.topology import Worker
 from pdv_mp.wire.control import SupervisorMessage
 
@@ -43,7 +49,8 @@ from pdv_mp.wire.control import SupervisorMessage
 class ModelRunner:
     """A model bound to its cache on one device.
 
-    ``vocab_size``: ids that both models of a pair know; logits of others are cut off.
+    ``vocab_size``: ids that both models of a pair know; logits of others are cut off. ``steps``:
+    recordings of what is computed again and again, on a GPU.
     """
 
     name: str
@@ -52,12 +59,21 @@ class ModelRunner:
     transformer: LanguageModel
     cache: KVCache
     device: torch.device
+    steps: GraphSteps | None = None
+
+    def plan(self, batch: ForwardBatch) -> AttentionPlan | None:
+        """A plan for :meth:`forward`; None where it makes its own."""
+        return self.cache.plan(batch) if self.steps is None else None
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan | None = None) -> torch.Tensor:
         """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written.
 
         ``plan``: what the cache planned for the batch, if it did so already.
         """
+        if self.steps is not None:
+            recorded = self.steps.forward(batch)
+            if recorded is not None:
+                return recorded
         logits = self.transformer.forward(batch, self.cache, plan)
         return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]
 
@@ -68,7 +84,8 @@ class Resources:
 
     ``runners`` and ``caches`` by role: what this process computes with, and whose KV it can reach.
     A process with a scheduler has the caches of both models, whatever it computes. ``pools_pid``:
-    the process that the memory comes from, None if it is this one.
+    the process that the memory comes from, None if it is this one. ``emulator``: what stands for
+    the models' arithmetic on an emulated device.
     """
 
     plan: ResourcePlan
@@ -76,6 +93,23 @@ class Resources:
     runners: Mapping[str, ModelRunner]
     caches: Mapping[str, KVCache]
     pools_pid: int | None = None
+    emulator: Emulator | None = None
+
+    def rule(self, config: EngineConfig) -> AcceptanceRule:
+        """What decides which drafts are kept."""
+        if self.emulator is not None:
+            return self.emulator.tokens
+        return acceptance_rule(config.speculation.acceptance)
+
+    @property
+    def sampler(self) -> Sampler:
+        """What chooses the token that no draft proposes."""
+        return sample if self.emulator is None else self.emulator.tokens.sample
+
+    def close(self) -> None:
+        """The process is about to end."""
+        if self.emulator is not None:
+            self.emulator.close()
 
     @property
     def target(self) -> ModelRunner:
@@ -88,6 +122,21 @@ class Resources:
     def draft(self) -> ModelRunner | None:
         """The draft model, None where this process does not compute one."""
         return self.runners.get(DRAFT)
+
+    @property
+    def prefill_target(self) -> ModelRunner:
+        """What computes prompts in the verifier. Raises RuntimeError as :attr:`target` does."""
+        return self._prefills(TARGET, self.target)
+
+    @property
+    def prefill_draft(self) -> ModelRunner | None:
+        """What computes prompts in the draft model, None where this process does not."""
+        return None if self.draft is None else self._prefills(DRAFT, self.draft)
+
+    def _prefills(self, role: str, runner: ModelRunner) -> ModelRunner:
+        if self.emulator is None:
+            return runner
+        return replace(runner, transformer=self.emulator.model(role, "prefill"))
 
     @property
     def has_draft(self) -> bool:
@@ -122,7 +171,11 @@ class Resources:
         """What other processes need to know of this one; see wire.engine.EngineReady."""
         plan = self.plan
         draft = plan.model(DRAFT)
+        emulated = {}
+        if plan.emulated is not None:
+            emulated = {"emulated": plan.emulated.name, "costs": plan.emulated.digest}
         return {
+            **emulated,
             "fingerprint": config.fingerprint,
             "vocab_size": plan.vocab_size,
             "eos_ids": list(plan.target.config.eos_token_ids),
@@ -131,24 +184,31 @@ class Resources:
             "credits": plan.num_slots,
             "model": plan.target.name,
             "draft_model": draft.name if draft else None,
-            "device": str(plan.device),
+            "device": f"emulated:{plan.emulated.name}" if plan.emulated else str(plan.device),
             "dtype": str(plan.dtype).removeprefix("torch."),
             "kv_blocks": self.num_blocks,
             "block_size": plan.block_size,
         }
 
 
-def build_resources(config: EngineConfig) -> Resources:
+Fill = Callable[[str, Weights], None]
+"""Fills the weights of the model with a role."""
+
+
+def build_resources(config: EngineConfig, fill: Fill | None = None) -> Resources:
     """Load the models and make the pools that a configuration asks for, for this process alone.
 
-    Raises ConfigError when the KV budget cannot hold even one block, ModelError for a checkpoint
-    that cannot be served.
+    ``fill``: where the weights come from, if not from the models' folders. Raises ConfigError when
+    the KV budget cannot hold even one block, ModelError for a checkpoint that cannot be served.
     """
     plan = make_plan(config)
-    transformers = {model.role: _load(config, plan, model) for model in plan.models}
-    num_blocks = plan.count_blocks(kv_budget(config.cache, plan.device))
+    if plan.emulated is not None:
+        num_blocks = plan.count_blocks(planned_kv_budget(config, plan))
+        return _emulated(config, plan, plan.models, plan.models, num_blocks)
+    transformers = {model.role: _load(config, plan, model, fill) for model in plan.models}
+    num_blocks = plan.count_blocks(planned_kv_budget(config, plan))
     caches = {model.role: private_cache(plan, model, num_blocks) for model in plan.models}
-    return Resources(plan, num_blocks, _runners(plan, transformers, caches), caches)
+    return Resources(plan, num_blocks, _runners(config, plan, transformers, caches), caches)
 
 
 def attach_resources(
@@ -168,7 +228,9 @@ def attach_resources(
     worker, replica = plan.topology.place(process_name)
     computed = _models_of(worker, plan, config.handoff.hybrid)
     reached = plan.models if worker.schedules else computed
-    buffers = {weights_name(model.role) for model in computed}
+    buffers = set()
+    if plan.emulated is None:
+        buffers |= {weights_name(model.role) for model in computed}
     for model in reached:
         buffers |= kv_names(plan, model, replica, worker.schedules)
     attachment = attach(
@@ -182,13 +244,56 @@ def attach_resources(
     )
     if attachment is None:
         return None
+    if plan.emulated is not None:
+        return _emulated(
+            config,
+            plan,
+            computed,
+            reached,
+            attachment.num_blocks,
+            run_dir,
+            process_name,
+            attachment,
+        )
     transformers = {model.role: _mapped(config, plan, model, attachment) for model in computed}
     caches = {
         model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
         for model in reached
     }
-    runners = _runners(plan, transformers, caches)
+    runners = _runners(config, plan, transformers, caches)
     return Resources(plan, attachment.num_blocks, runners, caches, attachment.pools_pid)
+
+
+def _emulated(
+    config: EngineConfig,
+    plan: ResourcePlan,
+    computed: tuple[PlannedModel, ...],
+    reached: tuple[PlannedModel, ...],
+    num_blocks: int,
+    run_dir: Path | None = None,
+    process: str | None = None,
+    attachment: Attachment | None = None,
+) -> Resources:
+    """The resources of a process on an emulated device: only accounts and clocks."""
+    if plan.emulated is None:
+        raise RuntimeError("the device is not emulated")
+    emulator = Emulator(
+        plan.emulated,
+        config,
+        plan.topology,
+        plan.vocab_size,
+        plan.target.config.eos_token_ids,
+        run_dir,
+        process,
+    )
+    caches = {model.role: private_cache(plan, model, num_blocks) for model in reached}
+    models = {
+        model.role: emulator.model(model.role, "draft" if model.role == DRAFT else "verify")
+        for model in computed
+    }
+    runners = _runners(config, plan, models, caches)
+    pools_pid = None if attachment is None else attachment.pools_pid
+    return Resources(plan, num_blocks, runners, caches, pools_pid, emulator)
 
 
 def load_into(
@@ -214,7 +319,9 @@ def _own_weights(
     return load_weights(shape, folder, plan.dtype, plan.device, into)
 
 
-def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> LanguageModel:
+def _load(
+    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, fill: Fill | None
+) -> LanguageModel:
     """A model with weights of its own."""
     if isinstance(model.config, TransformersConfig):
         # Imported where it is needed: transformers takes seconds.
@@ -228,20 +335,36 @@ def _load(config: EngineConfig, plan: ResourcePlan, model: PlannedModel) -> Lang
             plan.max_model_len,
             dummy=config.model.load_format == "dummy",
         )
-    pack = config.model.pack_weights != "never" and can_pack(plan.dtype, plan.device)
-    weights = _own_weights(config, plan, model.config, model.folder)
-    return Transformer(model.config, weights, plan.max_model_len, pack=pack)
+    shape = plan.shareable(model)
+    if fill is None:
+        weights = _own_weights(config, plan, shape, model.folder)
+    else:
+        manifest = Manifest.build(shape, plan.dtype)
+        buffer = torch.empty(manifest.nbytes, dtype=torch.uint8, device=plan.device)
+        weights = Weights(manifest, buffer)
+        fill(model.role, weights)
+    return _own_model(plan, shape, weights, config.model.pack_weights != "never")
+
+
+def _own_model(
+    plan: ResourcePlan, shape: ModelConfig, weights: Weights, may_pack: bool
+) -> LanguageModel:
+    if plan.attention == "triton":
+        from pdv_mp.model.triton_transformer import TritonTransformer
+
+        return TritonTransformer(shape, weights, plan.max_model_len)
+    pack = may_pack and can_pack(plan.dtype, plan.device)
+    return Transformer(shape, weights, plan.max_model_len, pack=pack)
 
 
 def _mapped(
     config: EngineConfig, plan: ResourcePlan, model: PlannedModel, attachment: Attachment
 ) -> LanguageModel:
     """A model on weights that the pools process has loaded."""
-    pack = config.model.pack_weights == "always" and can_pack(plan.dtype, plan.device)
     shape = plan.shareable(model)
     manifest = Manifest.build(shape, plan.dtype)
     weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
-    return Transformer(shape, weights, plan.max_model_len, pack=pack)
+    return _own_model(plan, shape, weights, config.model.pack_weights == "always")
 
 
 def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:
@@ -257,6 +380,7 @@ def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[Planne
 
 
 def _runners(
+    config: EngineConfig,
     plan: ResourcePlan,
     transformers: Mapping[str, LanguageModel],
     caches: Mapping[str, KVCache],
@@ -269,7 +393,20 @@ def _runners(
             transformers[model.role],
             caches[model.role],
             plan.device,
+            _graph_steps(config, plan, transformers[model.role], caches[model.role]),
         )
         for model in plan.models
         if model.role in transformers
     }
+
+
+def _graph_steps(
+    config: EngineConfig, plan: ResourcePlan, model: LanguageModel, cache: KVCache
+) -> GraphSteps | None:
+    """Recorded steps, where the kernels are those that depend on no value of a batch."""
+    wanted = config.model.cuda_graphs == "auto" and plan.device.type == "cuda"
+    if not wanted or plan.attention != "triton" or not isinstance(cache, PagedKVCache):
+        return None
+    if any(isinstance(planned.config, TransformersConfig) for planned in plan.models):
+        return None
+    return GraphSteps(model, cache, plan.vocab_size, CudaCapture(plan.device))

@@ -121,4 +121,8 @@ def _draw_(logprobs: Tensor, rows: SamplingRows, purpose: Purpose) -> Tensor:
 
 
 def _to_device(column: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(column).to(like.device, non_blocking=True)
+    tensor = torch.from_numpy(column)
+    if like.device.type == "cuda":
+        # From memory that is not pinned a copy may wait for all that is queued.
+        tensor = tensor.pin_memory()
+    return tensor.to(like.device, non_blocking=True)

@@ -26,6 +26,7 @@ rows where it does not are ranked further, in the end in full.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -91,6 +92,10 @@ class SamplingRows:
             self.seeds[index],
             self.positions[index],
         )
+
+
+Sampler = Callable[[Tensor, SamplingRows], Tensor]
+"""Chooses one token per row of logits, as :func:`sample` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,4 +413,8 @@ def _keys(rows: SamplingRows, like: Tensor) -> Tensor:
 
 
 def _to_device(column: npt.NDArray[Any], like: Tensor) -> Tensor:
-    return torch.from_numpy(column).to(like.device, non_blocking=True)
+    tensor = torch.from_numpy(column)
+    if like.device.type == "cuda":
+        # From memory that is not pinned a copy may wait for all that is queued.
+        tensor = tensor.pin_memory()
+    return tensor.to(like.device, non_blocking=True)

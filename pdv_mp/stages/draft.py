@@ -10,8 +10,10 @@ from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources.resources import ModelRunner
 from pdv_mp.speculation.acceptance import AcceptanceRule, DraftLaws
 from pdv_mp.speculation.sampling import SamplingTable
+from pdv_mp.speculation.shared_gumbel import SharedGumbel
 from pdv_mp.stages.draft_ahead import Ahead
 from pdv_mp.stages.messages import Column, DraftOrder, Proposal
+from pdv_mp.stages.messages import known as known_ids
 
 MAX_FED = 256
 """Tokens of a text that may be fed together with the first step of its draft."""
@@ -25,9 +27,13 @@ class DraftStage:
 
     name = "draft"
 
-    def __init__(self, draft: ModelRunner, rule: AcceptanceRule, num_slots: int) -> None:
+    def __init__(
+        self, draft: ModelRunner, rule: AcceptanceRule, num_slots: int, defers: bool = False
+    ) -> None:
+        """``defers``: return proposals whose ids the device is still computing, where it can."""
         self._draft = draft
         self._rule = rule
+        self._defers = defers
         self._sampling = SamplingTable(num_slots)
         self.inbox: deque[DraftOrder] = deque()
         self._ahead: Ahead | None = None
@@ -54,12 +60,15 @@ class DraftStage:
         ids = np.full((len(order.slots), int(order.lengths.max())), -1, np.int64)
         laws = DraftLaws(*ids.shape)
         known = self._use_ahead(order, ids)
+        proposal = None if known.any() else self._run_recorded(order, ids)
+        if proposal is not None:
+            return proposal
         batch, plan, active = None, None, np.flatnonzero(known < order.lengths)
         step = 0
         while len(active):
             if step == 0:
                 batch = self._first_batch(order, ids, known, active)
-                plan = self._draft.cache.plan(batch)
+                plan = self._draft.plan(batch)
             else:
                 going = active[known[active] < order.lengths[active]]
                 token_ids = ids[going, known[going] - 1]
@@ -74,7 +83,7 @@ class DraftStage:
                         order.base[active] + known[active] - 1,
                         order.slots[active],
                     )
-                    plan = self._draft.cache.plan(batch)
+                    plan = self._draft.plan(batch)
                 else:
                     break
             logits = self._draft.forward(batch, plan)
@@ -86,11 +95,26 @@ class DraftStage:
             step += 1
         return Proposal(order.slots, order.base, order.lengths, ids, laws.tensor)
 
+    def _run_recorded(self, order: DraftOrder, ids: Column) -> Proposal | None:
+        """The whole draft as one replay; None where nothing such is recorded."""
+        steps = self._draft.steps
+        if steps is None or not isinstance(self._rule, SharedGumbel):
+            return None
+        rows = self._sampling.rows(order.slots, order.base)
+        if not steps.can_draft(len(order.slots), rows):
+            return None
+        token_ids, starts = self._catch_up(order, steps.max_fed)
+        pending = steps.draft(
+            token_ids, order.base - starts, order.slots, order.base, order.lengths, rows
+        )
+        proposal = Proposal(order.slots, order.base, order.lengths, ids, pending=pending)
+        return proposal if self._defers else known_ids(proposal)
+
     def _first_batch(
         self, order: DraftOrder, ids: Column, known: Column, active: Column
     ) -> ForwardBatch:
         """What the caches lack, or the last draft that is known of an entry already."""
-        token_ids, starts = self._catch_up(order)
+        token_ids, starts = self._catch_up(order, MAX_FED)
         fed = order.base - starts
         if not known[active].any() and len(active) == len(order.slots):
             return self._batch(token_ids, fed, starts, order.slots)
@@ -153,16 +177,16 @@ class DraftStage:
 
     # ------------------------------------------------------------------ feeding
 
-    def _catch_up(self, order: DraftOrder) -> tuple[Column, Column]:
+    def _catch_up(self, order: DraftOrder, most: int) -> tuple[Column, Column]:
         """Tokens to feed with the first step, and where those of each slot start. Of a text that
-        the cache lacks more of than :data:`MAX_FED` tokens all but the last one are fed before, in
+        the cache lacks more of than ``most`` tokens all but the last one are fed before, in
         batches of its own, so that no step grows with the length of texts."""
         token_ids, fed = order.ids.astype(np.int64), order.base - order.starts
-        if int(fed.max()) <= MAX_FED:
+        if int(fed.max()) <= most:
             return token_ids, order.starts
         starts, kept = order.starts.copy(), np.ones(len(token_ids), np.bool_)
         ends = np.cumsum(fed)
-        for row in np.flatnonzero(fed > MAX_FED):
+        for row in np.flatnonzero(fed > most):
             first, last = int(ends[row] - fed[row]), int(ends[row]) - 1
             kept[first:last] = False
             for begin in range(first, last, MAX_FED):

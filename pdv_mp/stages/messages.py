@@ -8,12 +8,13 @@ that has become stale can be recognised by whoever receives it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from pdv_mp.graphs.graph_steps import PendingDrafts
 from pdv_mp.speculation.sampling import SamplingColumns
 
 Column = npt.NDArray[np.int64]
@@ -118,7 +119,8 @@ class Proposal:
 
     ``ids`` is [B, K], int64, padded with -1. ``laws`` float32 [B, K, V], on the draft's device: the
     probabilities that each id was drawn from, None if every id was certain or the acceptance rule
-    does not ask; padding and rows of greedy requests hold anything.
+    does not ask; padding and rows of greedy requests hold anything. ``pending``: the ids are still
+    being computed, and ``ids`` holds anything before :func:`known`.
     """
 
     slots: Column
@@ -126,6 +128,16 @@ class Proposal:
     lengths: Column
     ids: npt.NDArray[np.int64]
     laws: Tensor | None = None
+    pending: PendingDrafts | None = None
+
+
+def known(proposal: Proposal) -> Proposal:
+    """The proposal with its ids, which are waited for."""
+    if proposal.pending is None:
+        return proposal
+    ids = proposal.pending.wait()
+    ids[np.arange(ids.shape[1]) >= proposal.lengths[:, None]] = -1
+    return replace(proposal, ids=ids, pending=None)
 
 
 def without_drafts(work: DraftOrder | Proposal) -> Proposal:

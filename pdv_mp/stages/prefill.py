@@ -11,7 +11,7 @@ from torch import Tensor
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources.resources import ModelRunner
 from pdv_mp.scheduling.columns import ragged_range
-from pdv_mp.speculation.sampling import SamplingTable, sample
+from pdv_mp.speculation.sampling import Sampler, SamplingTable, sample
 from pdv_mp.stages.logprobs import emitted_logprobs, prompt_chunk_logprobs
 from pdv_mp.stages.messages import (
     Column,
@@ -65,8 +65,14 @@ class PrefillStage:
     name = "prefill"
 
     def __init__(
-        self, target: ModelRunner, draft: ModelRunner | None, num_slots: int, max_model_len: int
+        self,
+        target: ModelRunner,
+        draft: ModelRunner | None,
+        num_slots: int,
+        max_model_len: int,
+        sampler: Sampler = sample,
     ) -> None:
+        self._sample = sampler
         self._target = target
         self._draft = draft
         self._prompts = _Prompts(num_slots, max_model_len)
@@ -154,7 +160,7 @@ class PrefillStage:
         if len(logits) > len(done):
             last_rows = torch.from_numpy(logit_ends[batch.finishes] - 1)
             logits = logits.index_select(0, last_rows.to(logits.device))
-        next_ids = sample(logits, rows).cpu().numpy()
+        next_ids = self._sample(logits, rows).cpu().numpy()
         each = np.arange(len(done))
         logprobs = emitted_logprobs(
             logits, each, next_ids[:, None], np.ones_like(each), prompts.logprobs[done]

@@ -14,8 +14,9 @@ from pdv_mp.scheduling.columns import ragged_range
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.sequences import SequenceTable
 from pdv_mp.speculation.acceptance import AcceptanceRule
+from pdv_mp.speculation.shared_gumbel import SharedGumbel
 from pdv_mp.stages.logprobs import emitted_logprobs
-from pdv_mp.stages.messages import Proposal, TokenLogprobs, Verdict
+from pdv_mp.stages.messages import Column, Proposal, Verdict, known
 
 
 class VerifyStage:
@@ -48,6 +49,7 @@ class VerifyStage:
         merged = _merge(proposals)
         fresh = self._table.committed[merged.slots] == merged.base
         if not fresh.all():
+            merged = known(merged)
             self._counters.stale_proposals += int((~fresh).sum())
             merged = _select(merged, np.flatnonzero(fresh))
         return merged if len(merged.slots) else None
@@ -58,6 +60,10 @@ class VerifyStage:
         table = self._table
         if not np.array_equal(table.target_len[proposal.slots], proposal.base - 1):
             raise RuntimeError("the verifier's cache does not end at the last committed token")
+        verdict = self._run_recorded(proposal)
+        if verdict is not None:
+            return verdict
+        proposal = known(proposal)
         lengths = proposal.lengths + 1
         token_ids = np.empty((len(lengths), proposal.ids.shape[1] + 1), np.int64)
         token_ids[:, 0] = table.tokens[proposal.slots, proposal.base - 1]
@@ -80,22 +86,45 @@ class VerifyStage:
         )
         outcome = self._rule.judge(proposal.ids, proposal.lengths, proposal.laws, logits, rows)
         verdict = Verdict(proposal, outcome.accepted, outcome.next_ids)
-        if (table.logprobs[proposal.slots] >= 0).any():
-            verdict = replace(verdict, logprobs=self._logprobs(logits, verdict))
-        return verdict
+        return self._with_logprobs(verdict, logits, np.cumsum(lengths) - lengths)
 
-    def _logprobs(self, logits: Tensor, verdict: Verdict) -> TokenLogprobs | None:
+    def _run_recorded(self, proposal: Proposal) -> Verdict | None:
+        """The forward and the judgement as one replay; None where nothing such is recorded."""
+        steps, table = self._target.steps, self._table
+        if steps is None or not isinstance(self._rule, SharedGumbel):
+            return None
+        slots, base, lengths = proposal.slots, proposal.base, proposal.lengths + 1
+        judged = steps.verify(
+            table.tokens[slots, base - 1].astype(np.int64),
+            proposal.ids if proposal.pending is None else proposal.pending.device,
+            proposal.lengths,
+            slots,
+            base,
+            table.sampling.rows(np.repeat(slots, lengths), ragged_range(base, lengths)),
+        )
+        if judged is None:
+            return None
+        self._counters.verify_forwards += 1
+        table.target_len[slots] += lengths
+        verdict = Verdict(known(proposal), judged.accepted, judged.next_ids)
+        return self._with_logprobs(verdict, judged.logits, judged.first_rows)
+
+    def _with_logprobs(self, verdict: Verdict, logits: Tensor, first_rows: Column) -> Verdict:
+        """With log-probabilities where some request wants them; ``first_rows`` [B]: where each
+        request's logits begin."""
+        if (self._table.logprobs[verdict.proposal.slots] < 0).all():
+            return verdict
         proposal = verdict.proposal
         emitted = np.pad(proposal.ids, ((0, 0), (0, 1)))
         emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
-        ends = np.cumsum(proposal.lengths + 1)
-        return emitted_logprobs(
+        logprobs = emitted_logprobs(
             logits,
-            ends - proposal.lengths - 1,
+            first_rows,
             emitted,
             verdict.accepted + 1,
             self._table.logprobs[proposal.slots],
         )
+        return replace(verdict, logprobs=logprobs)
 
     def commit(self, verdict: Verdict) -> None:
         """Forget the rows of rejected drafts; a roll-back is a change of length, nothing moves."""
@@ -106,6 +135,7 @@ class VerifyStage:
 def _merge(proposals: list[Proposal]) -> Proposal:
     if len(proposals) == 1:
         return proposals[0]
+    proposals = [known(proposal) for proposal in proposals]
     width = max(proposal.ids.shape[1] for proposal in proposals)
     slots = np.concatenate([proposal.slots for proposal in proposals])
     ids = np.full((len(slots), width), -1, np.int64)

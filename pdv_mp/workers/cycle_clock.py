@@ -17,6 +17,7 @@ class CycleClock:
         self._overhead_ns: int | None = None
         self._order: DraftOrder | None = None
         self._draft_ns = 0
+        self._begun_ns = 0
         self.has_begun = False
         """Whether a stage of the present cycle has started."""
 
@@ -28,12 +29,19 @@ class CycleClock:
     def begun(self, now: int, order: DraftOrder | None = None) -> None:
         """The first stage of a cycle starts; ``order``: what it drafts."""
         self._order, self._draft_ns, self.has_begun = order, 0, True
+        self._begun_ns = now
         self._overhead_ns = None if self._verdict_ns is None else now - self._verdict_ns
         self._verdict_ns = None
 
     def drafted(self, nanoseconds: int) -> None:
         """So long after the order its proposal was here."""
         self._draft_ns = nanoseconds
+
+    def drafted_by(self, nanoseconds: int) -> int:
+        """The device took so long for a draft that the host has not waited for; when it was done,
+        at the earliest."""
+        self._draft_ns = max(self._draft_ns, nanoseconds)
+        return self._begun_ns + self._draft_ns
 
     def verified(self, proposal: Proposal, started: int, ended: int) -> CycleTimes:
         """The verdict is known; what the cycle took."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,10 +29,10 @@ from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
 from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
+from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller
 from pdv_mp.speculation.ngram import make_index
-from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.speculative_config import DRAFT_MODEL, NGRAM
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.messages import DraftOrder, Proposal, without_drafts
@@ -110,6 +111,7 @@ class Worker:
 
     ``lanes``: by stage, how to reach the processes that host the others. A lane takes no work
     before it has said that it is ready: until then prompts wait, and the verifier decodes alone.
+    ``rehearsed``: what cycles took before, for the controller of draft lengths.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Worker:
         record: FlightRecord | None = None,
         lanes: Mapping[str, Send] | None = None,
         lock: Lock | None = None,
+        rehearsed: SequenceOf[CycleTimes] = (),
     ) -> None:
         self._config = config
         self._record = record
@@ -133,14 +136,27 @@ class Worker:
         self.table = SequenceTable(resources.num_slots, resources.max_model_len)
         self.pools = resources.pools
         target, draft = resources.target, resources.draft
-        rule = acceptance_rule(config.speculation.acceptance)
+        rule = resources.rule(config)
+        self._emulator = resources.emulator
         self.prefill: PrefillStage | None = None
         self.draft: DraftStage | None = None
         if "prefill" not in self._lanes:
-            self.prefill = PrefillStage(target, draft, resources.num_slots, resources.max_model_len)
+            self.prefill = PrefillStage(
+                resources.prefill_target,
+                resources.prefill_draft,
+                resources.num_slots,
+                resources.max_model_len,
+                resources.sampler,
+            )
         self._hybrid = config.handoff.hybrid and "draft" in self._lanes
         if draft is not None and ("draft" not in self._lanes or self._hybrid):
-            self.draft = DraftStage(draft, rule, resources.num_slots)
+            # Whoever verifies here need not wait for the drafts.
+            defers = target.steps is not None and config.handoff.groups == 1
+            self.draft = DraftStage(draft, rule, resources.num_slots, defers)
+        self._steps = [
+            runner.steps for runner in resources.runners.values() if runner.steps is not None
+        ]
+        self._recorded_before_ns = 0
         self.verify = VerifyStage(self.table, target, rule, self.counters)
         self._scheduling = scheduling_of(config)
         chunk = self._scheduling.max_num_batched_tokens
@@ -154,6 +170,7 @@ class Worker:
             if can_draft
             else FixedLength(0, resources.num_slots)
         )
+        self.controller.rehearsed(rehearsed)
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
@@ -384,6 +401,7 @@ class Worker:
         """Begin a group's next cycle; False if there is nothing to do before a message arrives.
         ``verifies``: what needs no drafts is verified at once, and not left to the next step."""
         drafting = self._who_drafts()
+        self._recorded_before_ns = self._recorded_ns
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
         self._decided(cycle)
         # The group that starts goes behind the others, so that they start in turn.
@@ -478,7 +496,11 @@ class Worker:
         discarded = int(proposal.lengths.sum() - verdict.accepted.sum())
         ended = self._end("verify", sequences, picked, started, rows, discarded)
         self._interrupt(group)
-        self.controller.timed(group.clock.verified(proposal, picked, ended))
+        if proposal.pending is not None:
+            picked = max(picked, group.clock.drafted_by(proposal.pending.nanoseconds))
+        times = group.clock.verified(proposal, picked, ended)
+        if self._recorded_ns == self._recorded_before_ns:
+            self.controller.timed(times)
         self.verify.commit(verdict)
         now = time.monotonic_ns()
         self.scheduler.verified(verdict, now)
@@ -495,6 +517,11 @@ class Worker:
         else:
             group.clock.interrupted()
         return True
+
+    @property
+    def _recorded_ns(self) -> int:
+        """Time that has gone into recording steps, which none of them takes again."""
+        return sum(steps.recorded_ns for steps in self._steps)
 
     def _interrupt(self, group: Group | None = None) -> None:
         """Something was computed that is no part of a cycle of the other groups."""
@@ -572,7 +599,9 @@ class Worker:
     def info(self, batches: int = MAX_BATCHES) -> dict[str, Any]:
         """Stages, pools, counters and the last ``batches``, for wire.engine.InfoReply."""
         scheduler = self.scheduler
+        emulated = {} if self._emulator is None else {"emulated": self._emulator.report()}
         return {
+            **emulated,
             "stages": {
                 "prefill": {
                     "hosted": self.prefill is not None,

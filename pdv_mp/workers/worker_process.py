@@ -23,6 +23,8 @@ from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 from pdv_mp.workers.device import use_device
 from pdv_mp.workers.flight_record import FlightRecord, record_path, take_record
+from pdv_mp.workers.product_check import check_products
+from pdv_mp.workers.rehearsal import rehearse
 from pdv_mp.workers.threads import set_threads
 from pdv_mp.workers.trace import open_trace
 from pdv_mp.workers.worker import Worker
@@ -94,7 +96,7 @@ def run_worker(
     Raises ConfigError or ModelError when the configuration cannot be served.
     """
     set_threads(config, name)
-    use_device(config, name)
+    check_products(use_device(config, name))
     topology = topology_of(config)
     _, replica = topology.place(name)
     early: list[control_wire.SupervisorMessage] = []
@@ -121,7 +123,9 @@ def run_worker(
     }
     lock = device_lock(config, run_dir)
     send = {stage: edge.send for stage, edge in lanes.items()}
-    worker = Worker(resources, config, record, send, lock)
+    # One that is started again is waited for.
+    rehearsed = [] if generation else rehearse(resources, config)
+    worker = Worker(resources, config, record, send, lock, rehearsed)
     trace = open_trace(config, run_dir, name, generation)
     if trace is not None:
         worker.trace_to(trace)
@@ -141,6 +145,7 @@ def run_worker(
     finally:
         waiting.close()
         lock.close()
+        resources.close()
         edge.close()
         for lane in lanes.values():
             lane.close()

@@ -216,6 +216,10 @@ def test_facts(http: httpx.Client, http_server: ServerProcess) -> None:
     info = http.get("/server_info").json()
     assert info["processes"].keys() >= {"front", "worker-0"}
     assert info["internal_states"][0]["avg_spec_accept_length"] > 1
+    counters = http.get("/metrics")
+    assert counters.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "vllm:spec_decode_num_drafts_total{" in counters.text
+    assert http.head("/metrics").status_code == 200
     paths = http.get("/openapi.json").json()["paths"]
     assert "/v1/chat/completions" in paths
     named = http.get("/version", headers={"x-request-id": "mine-1"})

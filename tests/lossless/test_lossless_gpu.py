@@ -35,6 +35,8 @@ EQUAL_SHARE = 0.95
 
 CASES = {
     "unified": ("unified",),
+    "unified, no graphs": ("unified", "--cuda-graphs", "never"),
+    "unified, PyTorch's attention": ("unified", "--attention", "sdpa"),
     "baseline": ("baseline",),
     "pd": ("pd",),
     "pdv": ("pdv",),

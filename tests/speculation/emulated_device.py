@@ -6,7 +6,7 @@ length to the last nanosecond.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +36,22 @@ class Device:
         drafting = length * self.draft(sequences)
         verifying = self.verify(sequences * (length + 1), context)
         return drafting + verifying + self.overhead[length > 0]
+
+    def rehearsal(self, batches: Sequence[int], lengths: Sequence[int]) -> list[CycleTimes]:
+        """What a worker measures before it serves: cycles of texts of 128 tokens."""
+        return [
+            CycleTimes(
+                sequences=batch,
+                rows=batch * (length + 1),
+                context=128 * batch,
+                verify_ns=int(self.verify(batch * (length + 1), 128 * batch) * MICROSECOND),
+                drafting=batch if length else 0,
+                steps=length,
+                draft_ns=int(length * self.draft(batch) * MICROSECOND),
+            )
+            for batch in batches
+            for length in lengths
+        ]
 
 
 DEVICES = {

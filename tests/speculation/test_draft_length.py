@@ -16,10 +16,12 @@ from pdv_mp.speculation.draft_length.controller import (
     DecodeBatch,
     DraftLengthController,
 )
+from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
 from pdv_mp.speculation.draft_length.feedback import Feedback
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.goodput import Goodput
 from pdv_mp.speculation.draft_length.make import make_controller
+from pdv_mp.speculation.draft_length.step_costs import StepCosts
 
 LONGEST = 8
 TOKENS = 128
@@ -67,6 +69,31 @@ def test_as_good_as_the_best_fixed_length(name: str, sequences: int, alpha: floa
     run = serve(controller, device, endless(sequences), constant(alpha), 500)
     assert regret(run, device, sequences, alpha, LEARNING) < 0.02
     assert regret(run, device, sequences, alpha, 0) < 0.05
+
+
+@pytest.mark.parametrize("name", ["memory-bound", "compute-bound", "expensive draft"])
+@pytest.mark.parametrize("sequences", [1, 6, 23])
+def test_after_a_rehearsal_nothing_has_to_be_tried(name: str, sequences: int) -> None:
+    device, controller = DEVICES[name], Goodput(LONGEST, sequences)
+    controller.rehearsed(device.rehearsal((1, 2, 4, 8, 16, 32), (0, 1, 2, 4, 8)))
+    run = serve(controller, device, endless(sequences), constant(0.6), 60)
+    assert controller.decisions.trials == 0
+    assert regret(run, device, sequences, 0.6, 0) < 0.05  # acceptance is still to be learnt
+
+
+def test_costs_between_rehearsed_sizes_are_interpolated() -> None:
+    costs, drafts = StepCosts(), DraftCosts()
+    costs.rehearsed({(4, 1): 1000, (4, 4): 4000, (16, 1): 2000, (16, 4): 8000}, 100)
+    drafts.rehearsed({(4, 1): 1100, (4, 3): 3100, (16, 1): 2200, (16, 3): 6200})
+    times, known = costs.estimate(8, np.array([8.0, 16.0, 32.0]), 800)
+    assert known.all()
+    expected = 2**0.5 * np.array([1000, 2000, 4000])
+    assert times == pytest.approx(expected, rel=0.05)  # less what a cell may err by
+    ns, is_known = drafts.estimate(8, np.array([1, 2, 3]))
+    assert is_known
+    assert ns == pytest.approx(2**0.5 * np.array([1100, 2100, 3100]), rel=0.01)
+    assert not costs.estimate(32, np.array([32.0]), 3200)[1].any()
+    assert not drafts.estimate(32, np.array([1]))[1]
 
 
 @pytest.mark.parametrize(("name", "sequences"), some_and_all((1, 32), ("compute-bound", "tiles")))

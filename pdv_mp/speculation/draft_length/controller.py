@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,6 +102,9 @@ class DraftLengthController(Protocol):
 
     def timed(self, times: CycleTimes) -> None:
         """A cycle is over."""
+
+    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
+        """What cycles of uniform batches took before anything was served."""
 
     def forget(self, slot: int) -> None:
         """The slot has a new owner."""

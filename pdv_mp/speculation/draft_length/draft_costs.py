@@ -7,6 +7,8 @@ goes through the origin below the mean length, and is half as steep above it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +38,18 @@ class _Line:
     ns: float = 0.0
     variance: float = 0.0
     covariance: float = 0.0
+
+    @classmethod
+    def through(cls, steps: npt.NDArray[np.int64], nanoseconds: Floats) -> _Line:
+        """The line that fits these points best, [N] each."""
+        off, off_ns = steps - steps.mean(), nanoseconds - nanoseconds.mean()
+        return cls(
+            weight=float(max(KNOWN, len(steps))),
+            steps=float(steps.mean()),
+            ns=float(nanoseconds.mean()),
+            variance=float((off * off).mean()),
+            covariance=float((off * off_ns).mean()),
+        )
 
     def add(self, steps: int, nanoseconds: float) -> None:
         if self.weight >= KNOWN:
@@ -84,6 +98,17 @@ class DraftCosts:
             beyond = min(max(1.0, beyond / fed), self._step_ns(sequences))
             rate = FED_RATE if self._fed_ns else 1.0
             self._fed_ns += rate * (beyond - self._fed_ns)
+
+    def rehearsed(self, times: Mapping[tuple[int, int], int]) -> None:
+        """What drafts took, in ns: by sequences and steps, all pairs of some of either. Batch sizes
+        between are interpolated."""
+        batches = sorted({batch for batch, _ in times})
+        steps = sorted({count for _, count in times})
+        logs = np.log([[max(1, times[batch, count]) for count in steps] for batch in batches])
+        for bucket in range(batch_bucket(batches[0]), batch_bucket(batches[-1]) + 1):
+            log_batch = bucket / BATCHES_PER_OCTAVE * math.log(2)
+            at_batch = [np.interp(log_batch, np.log(batches), column) for column in logs.T]
+            self._lines.setdefault(bucket, _Line.through(np.array(steps), np.exp(at_batch)))
 
     @property
     def knows_fed(self) -> bool:

@@ -14,6 +14,7 @@ the limits in milliseconds are those of no device in particular.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -84,6 +85,9 @@ class Feedback:
 
     def timed(self, times: CycleTimes) -> None:
         self._cycle_ns.append(times.draft_ns + times.verify_ns)
+
+    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
+        """The rule knows what was served only."""
 
     def forget(self, slot: int) -> None:
         """The rule knows no sequences."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pdv_mp.speculation.draft_length.acceptance_estimate import AcceptanceEstimate
@@ -38,6 +40,9 @@ class FixedLength:
         self._estimate.judged(slots, lengths, accepted)
 
     def timed(self, times: CycleTimes) -> None:
+        """Costs play no part."""
+
+    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
         """Costs play no part."""
 
     def forget(self, slot: int) -> None:

@@ -21,6 +21,7 @@ draft of one group runs beside the verification of another: see :meth:`Goodput._
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +112,17 @@ class Goodput:
             rate = OVERHEAD_RATE if so_far else 1.0
             found = min(found, MAX_RATIO * so_far) if so_far else found
             self._overhead_ns[which] += rate * (found - so_far)
+
+    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
+        if not times:
+            return
+        context = times[0].context // times[0].sequences
+        verify = {(t.sequences, t.rows // t.sequences): t.verify_ns for t in times}
+        self._verify.rehearsed(verify, context)
+        drafts = {(t.drafting, t.steps): t.draft_ns for t in times if t.drafting}
+        if drafts:
+            self._draft.rehearsed(drafts)
+        self._since_change = DWELL  # the first length was a guess
 
     # ------------------------------------------------------------------ decisions
 

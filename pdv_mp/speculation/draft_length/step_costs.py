@@ -14,6 +14,7 @@ goes over into the cell in use, slowly.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,28 @@ class StepCosts:
         self._drift -= moved
         cell.log_ns += moved + rate * surprise * (1 - DRIFT_RATE)
 
+    def rehearsed(self, times: Mapping[tuple[int, int], int], context: int) -> None:
+        """What uniform batches took, in ns: by sequences and rows of each sequence, all pairs of
+        some of either, with ``context`` tokens before each sequence.
+
+        Sizes between are interpolated, as powers of either. All of them count as measured, but
+        for no more steps than that takes.
+        """
+        batches = sorted({batch for batch, _ in times})
+        widths = sorted({width for _, width in times})
+        logs = np.log([[max(1, times[batch, width]) for width in widths] for batch in batches])
+        log_batches, log_widths = np.log(batches), np.log(widths)
+        for bucket in range(batch_bucket(batches[0]), batch_bucket(batches[-1]) + 1):
+            sequences = 2 ** (bucket / BATCHES_PER_OCTAVE)
+            at_batch = [np.interp(math.log(sequences), log_batches, column) for column in logs.T]
+            for half_rows in range(WIDTHS_PER_ROW * widths[0], WIDTHS_PER_ROW * widths[-1] + 1):
+                width = half_rows / WIDTHS_PER_ROW
+                log_ns = float(np.interp(math.log(width), log_widths, at_batch))
+                key = bucket, half_rows, context_bucket(context)
+                self._cells.setdefault(
+                    key, _Cell(log_ns, sequences * width, sequences * context, KNOWN, self._steps)
+                )
+
     def estimate(
         self, sequences: int, rows: Floats, context: int
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -157,5 +180,9 @@ def batch_bucket(sequences: int) -> int:
 def _key(sequences: int, rows: float, context: int) -> tuple[int, int, int]:
     batch = batch_bucket(sequences)
     width = round(WIDTHS_PER_ROW * rows / sequences)
-    mean = context / sequences
-    return batch, width, max(0, math.ceil(math.log2(max(1.0, mean) / SHORT_CONTEXT)))
+    return batch, width, context_bucket(context / sequences)
+
+
+def context_bucket(mean: float) -> int:
+    """Mean contexts that are taken for one: an octave, or all that are short."""
+    return max(0, math.ceil(math.log2(max(1.0, mean) / SHORT_CONTEXT)))

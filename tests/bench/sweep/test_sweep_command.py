@@ -36,6 +36,7 @@ def command(pair: TinyPair, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "bench.cli", "sweep", "--topologies", "unified"),
         *(*LOADS, *LENGTHS, "--pairs", str(pairs), "--output", str(folder / "results")),
+        "--no-roofline",
         *itertools.chain.from_iterable(("--option", text) for text in options),
     ]
 

@@ -1,0 +1,1 @@
+"""Which of the sources' design choices matter: one small sweep for each."""

@@ -1,0 +1,152 @@
+"""What the trials say: tables with what was expected beside what was found."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.emulation.law import HostCosts
+from bench.emulation.records import Trial
+from bench.emulation.studies import SPLIT, TWINS
+from bench.statistics import ALPHA, MIN_BLOCKS, paired_ratio
+
+Rows = list[dict[str, Any]]
+Predictions = Mapping[str, Mapping[str, float]]
+
+REFERENCE = "unified"
+VALLEY = 0.97
+"""A topology with less than this share of the reference's rate is in a valley."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deepest:
+    """Where a topology has the least of the reference's rate."""
+
+    setup: str
+    step_ms: float
+    concurrency: int
+    ratio: float
+
+
+def law_rows(trials: Sequence[Trial], predictions: Predictions) -> Rows:
+    """Each trial that was predicted: rates in tokens/s, and the residual found / expected - 1."""
+    rows = []
+    for trial in trials:
+        expected = predictions.get(trial.study, {}).get(trial.id)
+        if expected and trial.rate:
+            rows.append(
+                {
+                    "study": trial.study,
+                    "table": trial.table,
+                    "setup": trial.setup,
+                    "k": trial.k,
+                    "concurrency": trial.concurrency,
+                    "step_ms": trial.step_ms,
+                    "delay_us": trial.delay_us,
+                    "expected": expected,
+                    "found": trial.rate,
+                    "residual": trial.rate / expected - 1,
+                }
+            )
+    return rows
+
+
+def valley_rows(rows: Rows) -> Rows:
+    """The share of the reference's rate by step, topology and concurrency, expected and found."""
+    of = {(r["step_ms"], r["concurrency"], r["setup"]): r for r in rows if r["study"] == "valley"}
+    found = []
+    for (step_ms, concurrency, setup), row in of.items():
+        reference = of.get((step_ms, concurrency, REFERENCE))
+        if setup != REFERENCE and reference is not None:
+            found.append(
+                {
+                    "setup": setup,
+                    "step_ms": step_ms,
+                    "concurrency": concurrency,
+                    "expected": row["expected"] / reference["expected"],
+                    "found": row["found"] / reference["found"],
+                }
+            )
+    return found
+
+
+def deepest(rows: Rows, setup: str, which: str) -> Deepest | None:
+    """The lowest ratio, ``expected`` or ``found``, of a topology."""
+    mine = [row for row in rows if row["setup"] == setup]
+    if not mine:
+        return None
+    row = min(mine, key=lambda row: float(row[which]))
+    return Deepest(setup, row["step_ms"], row["concurrency"], row[which])
+
+
+def device_rows(rows: Rows) -> Rows:
+    """Of each pair and concurrency, the rate with a draft device over that of two replicas."""
+    of = {(r["table"], r["concurrency"], r["setup"]): r for r in rows if r["study"] == "devices"}
+    found = []
+    for (table, concurrency, setup), split in of.items():
+        replicas = of.get((table, concurrency, TWINS))
+        if replicas is None or not setup.startswith(SPLIT):
+            continue
+        found.append(
+            {
+                "table": table,
+                "setup": setup,
+                "pair": f"{table}{setup.removeprefix(SPLIT)}",
+                "concurrency": concurrency,
+                "k_draft_device": split["k"],
+                "k_replicas": replicas["k"],
+                "expected": split["expected"] / replicas["expected"],
+                "found": split["found"] / replicas["found"],
+            }
+        )
+    return found
+
+
+def validation_rows(trials: Sequence[Trial]) -> Rows:
+    """Emulated over measured rates by topology and concurrency, paired by blocks."""
+    rates: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
+    for trial in trials:
+        if trial.study == "validation" and trial.rate:
+            kinds = rates.setdefault((trial.setup, trial.concurrency), {})
+            kinds.setdefault(trial.kind, {})[trial.block] = trial.rate
+    rows = []
+    for (setup, concurrency), kinds in rates.items():
+        blocks = sorted(kinds.get("emulated", {}).keys() & kinds.get("measured", {}).keys())
+        if not blocks:
+            continue
+        emulated = [kinds["emulated"][block] for block in blocks]
+        measured = [kinds["measured"][block] for block in blocks]
+        row: dict[str, Any] = {
+            "setup": setup,
+            "concurrency": concurrency,
+            "blocks": len(blocks),
+            "emulated": statistics.geometric_mean(emulated),
+            "measured": statistics.geometric_mean(measured),
+        }
+        row["ratio"] = row["emulated"] / row["measured"]
+        row["low"] = row["high"] = None
+        if len(blocks) >= MIN_BLOCKS:
+            ratio = paired_ratio(emulated, measured, ALPHA)
+            row["low"], row["high"] = ratio.low, ratio.high
+        rows.append(row)
+    return rows
+
+
+def waits(trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """Medians over the trials of the p50 and p99 of what emulated waits missed by, µs."""
+    found = [trial.missed_us for trial in trials if trial.missed_us is not None]
+    if not found:
+        return None
+    return statistics.median(p50 for p50, _ in found), statistics.median(p99 for _, p99 in found)
+
+
+def residual(rows: Rows) -> float | None:
+    """The median distance of what was found from what was expected, as a share."""
+    return statistics.median(abs(row["residual"]) for row in rows) if rows else None
+
+
+def host_row(host: HostCosts) -> dict[str, Any]:
+    """What the host study found, µs."""
+    return {"s0": host.s0, "s1": host.s1, "h0": host.h0, "h1": host.h1}

@@ -1,0 +1,104 @@
+"""``pdv-bench roofline``."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from bench.arguments import whole_numbers
+from bench.inflate.errors import InflateError
+from bench.inflate.shapes import SHAPES, find_shape
+from bench.roofline.bounds import (
+    CellWork,
+    best_length,
+    cell_bound,
+    decode_bound,
+    prefill_seconds,
+    step_seconds,
+)
+from bench.roofline.machine import measure
+from bench.roofline.models import ModelCost
+from bench.roofline.rates import DEVICES, Rates
+
+CPU = "cpu"
+NAMES = f"{', '.join(SHAPES)}, or a folder with a config.json"
+HEADS = (
+    *("C", "prefill, ms", "plain step, ms", "draft step, ms", "best draft length"),
+    *("verify step, ms", "decode, tokens/s", "plain, tokens/s", "with prefill, tokens/s"),
+)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", default="llama-2-7b", metavar="SHAPE", help=f"Verifier: {NAMES}.")
+@click.option("--draft-model", default="tinyllama-1.1b", metavar="SHAPE", help="Draft, likewise.")
+@click.option(
+    "--device",
+    default=CPU,
+    type=click.Choice([CPU, *DEVICES]),
+    help="cpu is measured, the others are from a table.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: all cores]")
+@click.option("--acceptance", default=0.7, type=click.FloatRange(0, 1))
+@click.option("--prompt-tokens", default=512, type=click.IntRange(1))
+@click.option("--output-tokens", default=128, type=click.IntRange(2))
+@click.option("--concurrency", default="1,8,32,128", callback=whole_numbers, metavar="LIST")
+@click.option(
+    "--bytes-per-number",
+    type=click.Choice(["1", "2", "4"]),
+    help="Of weights and KV cache.  [default: 4 on cpu, else 2]",
+)
+def roofline(
+    model: str,
+    draft_model: str,
+    device: str,
+    threads: int | None,
+    acceptance: float,
+    prompt_tokens: int,
+    output_tokens: int,
+    concurrency: list[int],
+    bytes_per_number: str | None,
+) -> None:
+    """The least time that a device needs for a model pair's work, and so the most tokens/s.
+
+    From the bytes and operations of each step alone: bench/roofline/bounds.py has the formula.
+    """
+    size = int(bytes_per_number or (4 if device == CPU else 2))
+    try:
+        verifier, draft = (
+            ModelCost.of(find_shape(name).parse(), size) for name in (model, draft_model)
+        )
+    except InflateError as error:
+        raise click.UsageError(str(error)) from None
+    rates = _rates(device, threads)
+    click.echo(f"{rates.name}: {rates.bandwidth / 1e9:,.1f} GB/s, {rates.flops / 1e9:,.0f} GFLOP/s")
+    click.echo(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}")
+    for batch in concurrency:
+        plain = CellWork(batch, prompt_tokens, output_tokens)
+        work = best_length(rates, verifier, draft, plain, acceptance)
+        context = prompt_tokens + output_tokens / 2
+        cells = (
+            str(batch),
+            _ms(prefill_seconds(rates, verifier, batch, prompt_tokens)),
+            _ms(step_seconds(rates, verifier, batch, 1, context)),
+            _ms(step_seconds(rates, draft, batch, 1, context)),
+            f"{work.length:g}",
+            _ms(step_seconds(rates, verifier, batch, work.length + 1, context)),
+            f"{decode_bound(rates, verifier, draft, work):,.0f}",
+            f"{decode_bound(rates, verifier, None, plain):,.0f}",
+            f"{cell_bound(rates, verifier, draft, work):,.0f}",
+        )
+        click.echo(f"| {' | '.join(cells)} |")
+
+
+def _rates(device: str, threads: int | None) -> Rates:
+    if device != CPU:
+        return DEVICES[device]
+    found = measure(threads or len(os.sched_getaffinity(0)))
+    if found is None:
+        raise click.ClickException("this machine's rates cannot be measured")
+    return found.rates
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}"

@@ -1,0 +1,1 @@
+"""A device that is a table of costs: everything is real but the arithmetic of the models."""

@@ -1,0 +1,1 @@
+"""Triton kernels for a GPU. Only what needs them imports them: triton is no dependency."""

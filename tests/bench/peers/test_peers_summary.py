@@ -1,0 +1,161 @@
+"""What is said of records whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bench.peers.figure import draw
+from bench.peers.records import (
+    CellRecord,
+    FailureRecord,
+    PairRecord,
+    RatesRecord,
+    RunRecord,
+    Shape,
+    Workload,
+)
+from bench.peers.summary import FIXED, Summary, measured_acceptance, summarise
+from bench.peers.tables import page
+from bench.roofline.bounds import expected_tokens
+
+VERIFIER = Shape(30, 576, 9, 3, 64, 1536, 4096, 4)
+DRAFT = Shape(2, 128, 2, 1, 64, 384, 4096, 4)
+RATES = {
+    "pdv_mp:auto": 100.0,
+    FIXED: 90.0,
+    "pdv_mp:plain": 50.0,
+    "other:plain": 40.0,
+    "other:draft": 80.0,
+    "third:plain": 10.0,
+}
+ROUNDS = 4
+
+
+def record(engine: str, concurrency: int, round: int, rate: float) -> CellRecord:
+    tokens = 64 * concurrency
+    # 10,000 cycles of 4 draft tokens at an acceptance of 0.75.
+    accepted = round_half(10_000 * (expected_tokens(0.75, 4) - 1))
+    return CellRecord(
+        pair="a pair",
+        workload="128+64",
+        concurrency=concurrency,
+        round=round,
+        order=0,
+        engine=engine,
+        version="1.0",
+        tokens=tokens,
+        seconds=tokens / rate,
+        prefill_seconds=0.25 * tokens / rate if round == 0 else None,
+        judged=8,
+        equal=8,
+        near_ties=1,
+        idle_cores=0.01,
+        sitting=1,
+        speculation=(
+            {"cycles": 10_000, "drafted": 40_000, "accepted": accepted} if engine == FIXED else None
+        ),
+    )
+
+
+def round_half(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def summary(with_machine: bool = True) -> Summary:
+    run = RunRecord(
+        schema_version=1,
+        started="2026-01-02T03:04:05+00:00",
+        command=["pdv-bench", "peers"],
+        environment={"machine": {"cpu": "a CPU"}},
+        seed=0,
+        threads=2,
+        draft_tokens=4,
+        engines=[*RATES, "absent:plain"],
+        pairs=[PairRecord("a pair", "1", "2", VERIFIER, DRAFT)],
+        workloads=[Workload(128, 64)],
+        concurrencies=[1, 8],
+        rounds=[ROUNDS, ROUNDS],
+        rates=RatesRecord(2, 20e9, 15e9, 180e9) if with_machine else None,
+    )
+    cells = [
+        # All engines are slower in odd rounds, by the same factor.
+        record(engine, concurrency, turn, rate * concurrency**0.5 * (0.7 if turn % 2 else 1.0))
+        for concurrency in (1, 8)
+        for engine, rate in RATES.items()
+        for turn in range(1 if engine == "third:plain" else ROUNDS)
+    ]
+    failures = [FailureRecord(pair="a pair", engine="absent:plain", reason="not installed")]
+    return summarise(run, cells, failures)
+
+
+def test_ratios_are_of_rounds() -> None:
+    (cell, _) = summary().cells
+    assert cell.best_of_ours == "pdv_mp:auto"
+    assert cell.best_of_theirs == "other:draft"
+    versus = cell.versus(cell.best_of_ours, cell.best_of_theirs)
+    assert versus is not None
+    assert versus.ratio is not None
+    assert versus.ratio.blocks == ROUNDS
+    # What slows all engines of a round leaves the ratio as it is.
+    assert (versus.ratio.low, versus.ratio.high) == pytest.approx((1.25, 1.25))
+    once = cell.versus(cell.best_of_ours, "third:plain")
+    assert once is not None
+    assert (once.value, once.ratio) == (pytest.approx(10), None)
+
+
+def test_rounds_of_different_sittings_are_not_compared() -> None:
+    found = summary()
+    cells = [record for cell in found.cells for record in cell.records]
+    later = [
+        replace(record, sitting=2) if record.engine == "other:draft" and record.round else record
+        for record in cells
+    ]
+    (cell, _) = summarise(found.run, later, []).cells
+    versus = cell.versus("pdv_mp:auto", "other:draft")
+    assert versus is not None
+    assert (versus.value, versus.ratio) == (pytest.approx(1.25), None)
+
+
+def test_decode_rates_leave_prefill_and_first_tokens_out() -> None:
+    (cell, _) = summary().cells
+    assert cell.decode_rate("pdv_mp:auto") == pytest.approx(63 / 0.48)
+
+
+def test_acceptance_follows_from_our_fixed_length() -> None:
+    (cell, _) = summary().cells
+    assert measured_acceptance(cell.records) == pytest.approx(0.75, abs=1e-3)
+    assert cell.bound is not None
+    assert cell.bound.acceptance == pytest.approx(0.75, abs=1e-3)
+    # Weights once for about 4 tokens: 434 MB at 20 GB/s, and the prompt's arithmetic.
+    assert 100 < cell.bound.total < cell.bound.decode < 200
+
+
+def test_the_tables() -> None:
+    text = page(summary())
+    assert "| pdv_mp, auto | 83.7 (60.3 to 116) | 237 (171 to 328) |" in text
+    assert "| third, plain | 10.0 (once) | 28.3 (once) |" in text
+    assert "| best of ours ÷ best of all peers | 1.25 (1.25 to 1.25): auto ÷ other, draft |" in text
+    assert "| ours, plain ÷ best plain peer | 1.25 (1.25 to 1.25): plain ÷ other, plain |" in text
+    assert "| ours, auto ÷ ours, plain | 2.00 (2.00 to 2.00) |" in text
+    assert "| other, plain | 1.0 | 64 | 100.0% | 8 | 0.01 |" in text
+    assert "- absent, plain (a pair): not installed" in text
+    assert "at acceptance 0.75)" in text
+
+
+def test_without_rates_there_is_no_bound() -> None:
+    found = summary(with_machine=False)
+    assert {cell.bound for cell in found.cells} == {None}
+    text = page(found)
+    assert "The machine's rates were not measured" in text
+    assert "÷ bound" not in text
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    drawn = draw(summary(), tmp_path)
+    assert "1.25 to 1.25 × the best peer's tokens/s: ahead in 2" in drawn.picture.title
+    assert len((tmp_path / "peers.csv").read_text().splitlines()) == 1 + 2 * len(RATES)
+    assert (tmp_path / "peers.png").stat().st_size > 10_000
