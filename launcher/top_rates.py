@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdv_mp.metrics.catalogue import cycles
 from pdv_mp.metrics.histogram import difference, quantile
+from pdv_mp.metrics.reading import cycles
 from pdv_mp.workers.handoffs import between
 
 Info = Mapping[str, Any]

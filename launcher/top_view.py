@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.top_rates import Info, Span, number, table
-from pdv_mp.metrics.catalogue import PHASES, RUNNING, WAITING
+from pdv_mp.metrics.reading import PHASES, RUNNING, WAITING
 
 WIDTH = 80
 

@@ -16,8 +16,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pdv_mp.metrics.catalogue import METRICS, Distribution, Value
+from pdv_mp.metrics.catalogue import METRICS
 from pdv_mp.metrics.catalogue import Metric as Described
+from pdv_mp.metrics.reading import Distribution, Value
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -10,9 +10,10 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdv_mp.metrics.catalogue import HANDOFF_BOUNDS_LOG2_NS, METRICS, cycles, rebinned
+from pdv_mp.metrics.catalogue import METRICS
 from pdv_mp.metrics.exposition import exposition
 from pdv_mp.metrics.histogram import LATENCY_BOUNDS_NS
+from pdv_mp.metrics.reading import HANDOFF_BOUNDS_LOG2_NS, cycles, rebinned
 from pdv_mp.workers.handoffs import bucket_of
 
 
@@ -157,6 +158,7 @@ def test_replicas_processes_and_gpus_have_their_names() -> None:
         "cpu": {"front": {"pid": 1, "seconds": 1.5, "threads": 2}},
         "memory": {"front": {"rss": 7, "pss": 6, "private": 5}},
         "restarts": {"worker-0": 1},
+        "counters": {"draft_forwards": 8, "draft_prefill_forwards": 2},
         "gpus": [gpu],
     }
     assert samples(info, "vllm:kv_cache_usage_perc") == {(): 0.3}
@@ -167,6 +169,8 @@ def test_replicas_processes_and_gpus_have_their_names() -> None:
     assert samples(info, "pdv_process_cpu_seconds_total") == {("front",): 1.5}
     assert samples(info, "pdv_process_proportional_memory_bytes") == {("front",): 6}
     assert samples(info, "pdv_process_restarts_total") == {("worker-0",): 1}
+    forwards = {("draft",): 8, ("draft_prefill",): 2}
+    assert samples(info, "pdv_stage_forwards_total") == forwards
     assert samples(info, "pdv_gpu_memory_bytes") == {("0", "A GPU"): 10}
     assert samples(info, "pdv_gpu_utilization_ratio") == {}, "a slice does not tell"
     assert not any(math.isnan(value) for value in samples(info, "pdv_slots").values())
