@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import click
 
+from pdv_mp.emulation.device_name import is_emulated
+
 
 def named(name: str) -> tuple[str, dict[str, str]]:
     """The topology and the options of its own that a name stands for, as in
@@ -18,6 +20,11 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
     found = dict(text.partition("=")[::2] for text in texts)
     if not all(found.values()):
         raise click.BadParameter("an option is NAME=VALUE")
+    if is_emulated(found.get("device", "")):
+        raise click.BadParameter(
+            f"device={found['device']}: what is measured is never mixed with what is emulated; use "
+            "pdv-bench emulate"
+        )
     return found
 
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         load.start()
         try:
             busy.wait()
-            watch = ["--connect", llm.ipc, "--once", "--interval", SECONDS]
+            watch = ["--connect", llm.endpoint, "--once", "--interval", SECONDS]
             return top([*watch, "--svg", arguments[0]])
         finally:
             enough.set()

@@ -1,8 +1,9 @@
 """The cost table of a device that is at hand: steps of a real pair, timed.
 
 A step is planned, computed and sampled from, as a stage does it; what a stage does besides is real
-on an emulated device too. All points of the grid are timed in rounds, one after the other, so that
-a slow minute falls on all of them, and each point's time is its median over the rounds.
+on an emulated device too. What choosing the tokens takes there is taken off. All points of the grid
+are timed in rounds, one after the other, so that a slow minute falls on all of them, and each
+point's time is its median over the rounds.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.emulation.cost_table import CostTable, ModelSizes, StepCosts
+from pdv_mp.emulation.tokens import EmulatedTokens
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.loading import weight_files
 from pdv_mp.resources.resource_plan import DRAFT, PlannedModel
 from pdv_mp.resources.resources import ModelRunner, Resources
 from pdv_mp.sampling_params import SamplingParams
-from pdv_mp.speculation.sampling import SamplingTable, sample
+from pdv_mp.speculation.sampling import SamplingRows, SamplingTable, sample
 from pdv_mp.workers.device import finish
 
 Progress = Callable[[str], object]
@@ -75,13 +77,16 @@ class Stopwatch:
         for slot in range(resources.num_slots):
             self._sampling.set(slot, SamplingParams(), 0)
         self._pools = resources.pools
+        self._stand_in = EmulatedTokens(
+            0.5, resources.target.vocab_size, resources.target.config.eos_token_ids
+        )
 
     def microseconds(self, step: str, sequences: int, rows: int, context: int) -> float | None:
         """Of one such step; None if the KV budget has no room for it."""
         slots: list[int] = []
         try:
             for _ in range(sequences):
-                grant = self._pools.acquire(context + rows)
+                grant = self._pools.acquire(context + rows + 1)
                 if grant is None:
                     return None
                 slots.append(grant.slot)
@@ -109,13 +114,31 @@ class Stopwatch:
         )
         wanted = np.repeat(slots, rows) if logit_rows is None else slots[: len(logit_rows)]
         parameters = self._sampling.rows(wanted, np.full(len(wanted), context + rows))
+        plan = None
+        if step == "draft" and rows == 1:
+            # All steps of a draft but the first go on from the plan of the step before.
+            plan = runner.cache.plan(batch)
+            batch = batch.advance(np.full(count, 1))
         finish(runner.device)
         started = time.perf_counter_ns()
-        logits = runner.forward(batch, runner.cache.plan(batch))
+        cache = runner.cache
+        plan = cache.plan(batch) if plan is None else cache.advance(plan, batch)
+        logits = runner.forward(batch, plan)
         if len(wanted):
             sample(logits, parameters).cpu()
         finish(runner.device)
-        return (time.perf_counter_ns() - started) / 1000
+        took = time.perf_counter_ns() - started
+        return max(0, took - self._choosing_ns(step, parameters)) / 1000
+
+    def _choosing_ns(self, step: str, rows: SamplingRows) -> int:
+        """What the emulated tokens of such a step take."""
+        started = time.perf_counter_ns()
+        if len(rows):
+            if step == "draft":
+                self._stand_in.propose(torch.empty(0), rows)
+            else:
+                self._stand_in.sample(torch.empty(0), rows)
+        return time.perf_counter_ns() - started
 
     def _runner(self, step: str) -> ModelRunner:
         resources = self._resources

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bench.arguments import seconds, whole_numbers
+from bench.arguments import launch_options, seconds, whole_numbers
 from bench.emulation import studies
 from bench.emulation.law import Work
 from bench.emulation.records import TrialFolder
@@ -19,6 +20,8 @@ from bench.emulation.trials import Budget, run_trials, workload
 from bench.load.errors import WorkloadError
 from bench.results.store import ResultsError
 from bench.sweep.environment import machine, source_digest, versions
+from bench.sweep.errors import PlanError
+from bench.sweep.plan import typed_options
 from pdv_mp.config import ConfigError
 from pdv_mp.emulation.cost_table import CostTable, read_cost_table
 from pdv_mp.emulation.device_name import table_path
@@ -60,6 +63,13 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
     metavar="FILE",
     help="The cost table of this machine's CPU, by pdv-bench calibrate, for the validation.",
 )
+@click.option(
+    "--option",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=launch_options,
+    help="Of the validation's real servers: the options with which --calibrated was made.",
+)
 @click.option("--concurrency", default="1,4,16,64,256", metavar="LIST", callback=whole_numbers)
 @click.option(
     "--steps",
@@ -95,6 +105,7 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
 def emulate(
     chosen: list[str],
     calibrated: str | None,
+    option: dict[str, str],
     concurrency: list[int],
     steps: list[float],
     delays: list[float],
@@ -128,9 +139,9 @@ def emulate(
     try:
         table = None if calibrated is None else read_cost_table(table_path(calibrated))
         folder = TrialFolder(output)
-        left_out = _run(folder, chosen, table, scope, Budget(budget), seed)
+        left_out = _run(folder, chosen, table, typed_options(option), scope, Budget(budget), seed)
         page = write_report(folder)
-    except (ConfigError, WorkloadError) as error:
+    except (ConfigError, WorkloadError, PlanError) as error:
         raise click.UsageError(str(error)) from error
     except ResultsError as error:
         raise click.ClickException(str(error)) from error
@@ -150,6 +161,7 @@ def _run(
     folder: TrialFolder,
     chosen: Sequence[str],
     calibrated: CostTable | None,
+    given: Mapping[str, Any],
     scope: studies.Scope,
     budget: Budget,
     seed: int,
@@ -166,6 +178,7 @@ def _run(
         "prompt_tokens": scope.work.prompt,
         "output_tokens": scope.work.answer,
         "calibrated": None if calibrated is None else calibrated.digest,
+        "options": dict(given),
     }
     folder.begin(facts, fixed)
     left_out = 0
@@ -179,7 +192,7 @@ def _run(
         acceptance = read_cost_table(table_path(studies.BASE)).acceptance
         host = studies.host_costs(folder.trials(), acceptance)
         if "validation" in chosen and calibrated is not None:
-            left_out += run(studies.validation_study(scope, calibrated))
+            left_out += run(studies.validation_study(scope, calibrated, given))
         if host is None:
             raise ResultsError(
                 "the host study is not complete (see trials.jsonl, or give a larger --budget), and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -195,9 +196,12 @@ def device_setups(table: CostTable) -> list[Setup]:
     ]
 
 
-def validation_study(scope: Scope, table: CostTable) -> list[Group]:
+def validation_study(
+    scope: Scope, table: CostTable, given: Mapping[str, Any] | None = None
+) -> list[Group]:
     """Real servers on a CPU, whose steps take turns, beside emulated ones with its table; both run
-    at the same time and are asked in turn, in blocks."""
+    at the same time and are asked in turn, in blocks. ``given``: options of the real ones, those
+    with which the table was calibrated."""
     groups = []
     for topology in TOPOLOGIES:
         exclusive = () if topology == "unified" else (("exclusive_device", True),)
@@ -207,7 +211,7 @@ def validation_study(scope: Scope, table: CostTable) -> list[Group]:
             Arrangement(topology),
             K,
             None,
-            options=(*most, ("device", "cpu"), *exclusive),
+            options=(*most, ("device", "cpu"), *exclusive, *(given or {}).items()),
         )
         emulated = Setup(topology, Arrangement(topology), K, table, options=most)
         groups.append(

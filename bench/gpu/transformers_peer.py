@@ -58,7 +58,6 @@ def _rate(model: Any, pair: Pair, batch: int, seed: int, options: dict[str, Any]
                     ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=count,
-                    min_new_tokens=count,
                     do_sample=False,
                     **options,
                 )

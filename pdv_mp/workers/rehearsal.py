@@ -17,7 +17,6 @@ from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.sequences import SequenceTable
 from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.make import AUTO
-from pdv_mp.speculation.rules import acceptance_rule
 from pdv_mp.speculative_config import ngram_of
 from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.messages import DraftOrder, Proposal
@@ -67,7 +66,7 @@ class _Rehearsal:
 
     def __init__(self, resources: Resources, config: EngineConfig) -> None:
         self._resources = resources
-        rule = acceptance_rule(config.speculation.acceptance)
+        rule = resources.rule(config)
         self.longest = config.speculation.max_speculative_tokens
         self._context = min(CONTEXT, resources.max_model_len - self.longest - 1)
         most = min(scheduling_of(config).max_num_seqs, resources.num_slots)

@@ -15,7 +15,9 @@ from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.emulation.device_name import EmulatedName
 from pdv_mp.emulation.planning import device_numbers
 from pdv_mp.resources.resource_plan import make_plan
+from pdv_mp.resources.resources import build_resources
 from pdv_mp.topology import PDV, Topology, Worker
+from pdv_mp.workers.rehearsal import rehearse
 
 
 @pytest.fixture
@@ -96,3 +98,19 @@ def test_a_name_is_read_as_it_was_written() -> None:
     assert EmulatedName.parse(str(name)) == name
     assert EmulatedName.parse("cuda:0") is None
     assert EmulatedName.parse("emulated:x#replica") == EmulatedName("x", "replica")
+
+
+def test_nothing_is_computed_when_cycles_are_rehearsed(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an emulated device has no logits to sample from")
+
+    monkeypatch.setattr("pdv_mp.speculation.shared_gumbel.sample", refuse)
+    config = prepared(device, max_num_seqs=2)
+    resources = build_resources(config)
+    found = rehearse(resources, config)
+    assert {times.sequences for times in found} == {1, 2}
+    assert all(times.verify_ns >= 210_000 for times in found)
+    assert all(times.draft_ns >= times.steps * 210_000 for times in found)
+    resources.close()

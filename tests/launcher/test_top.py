@@ -173,35 +173,6 @@ def test_gpus_and_a_server_that_says_little() -> None:
     assert re.search(r"0 GPU +– +3\.0G +80G", text)
 
 
-def keep_busy(endpoint: str, enough: threading.Event) -> None:
-    with Client(endpoint) as client:
-        while not enough.is_set():
-            client.complete([5, 6], max_tokens=100, ignore_eos=True)
-
-
-def test_once_prints_a_running_server_and_draws_it(
-    tiny_server: ServerProcess, tmp_path: Path
-) -> None:
-    picture, enough = tmp_path / "top.svg", threading.Event()
-    load = threading.Thread(target=keep_busy, args=(tiny_server.ipc, enough))
-    load.start()
-    try:
-        watch = ["--connect", tiny_server.endpoint, "--once", "--interval", "1"]
-        result = run_top(*watch, "--svg", str(picture))
-    finally:
-        enough.set()
-        load.join()
-    assert result.returncode == 0, result.stderr
-    found = lines(result.stdout)
-    assert {"front", "worker-0", "launcher", "verify", "verify>front"} <= found.keys()
-    assert str(tiny_server.pids["worker-0"]) in found["worker-0"]
-    assert max(map(len, result.stdout.splitlines())) <= WIDTH
-    svg = picture.read_text(encoding="utf-8")
-    assert "@font-face" not in svg, "it needs no other file"
-    assert not re.search(r"url\((?!#)", svg)
-    assert "worker-0" in "".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ")
-
-
 def test_without_a_server_it_says_so() -> None:
     done = run_top("--once", "--connect", "ipc:///nonexistent/socket")
     assert done.returncode == 1
@@ -211,6 +182,34 @@ def test_without_a_server_it_says_so() -> None:
         mistake = run_top(*wrong)
         assert mistake.returncode == 2
         assert len(mistake.stderr.splitlines()) == 1
+
+
+def keep_busy(endpoint: str, enough: threading.Event) -> None:
+    with Client(endpoint) as client:
+        while not enough.is_set():
+            client.complete([5, 6], max_tokens=100, ignore_eos=True)
+
+
+def check_once(server: ServerProcess, picture: Path) -> None:
+    """``--once`` prints a running server and draws it."""
+    enough = threading.Event()
+    load = threading.Thread(target=keep_busy, args=(server.ipc, enough))
+    load.start()
+    try:
+        watch = ["--connect", server.endpoint, "--once", "--interval", "1"]
+        result = run_top(*watch, "--svg", str(picture))
+    finally:
+        enough.set()
+        load.join()
+    assert result.returncode == 0, result.stderr
+    found = lines(result.stdout)
+    assert {"front", "worker-0", "launcher", "verify", "verify>front"} <= found.keys()
+    assert str(server.pids["worker-0"]) in found["worker-0"]
+    assert max(map(len, result.stdout.splitlines())) <= WIDTH
+    svg = picture.read_text(encoding="utf-8")
+    assert "@font-face" not in svg, "it needs no other file"
+    assert not re.search(r"url\((?!#)", svg)
+    assert "worker-0" in "".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ")
 
 
 @pytest.fixture
@@ -237,9 +236,10 @@ def read_until(top: subprocess.Popen[str], pattern: str) -> None:
 
 
 def test_it_goes_on_when_the_server_is_gone_and_leaves_on_ctrl_c(
-    watching: tuple[ServerProcess, subprocess.Popen[str]],
+    watching: tuple[ServerProcess, subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     server, top = watching
+    check_once(server, tmp_path / "top.svg")
     read_until(top, r"^worker-0 +\d+ +\d+%")
     os.kill(server.pids["worker-0"], signal.SIGKILL)
     read_until(top, r"restarts +1\b")

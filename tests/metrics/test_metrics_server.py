@@ -77,8 +77,16 @@ def scrape_until(
         time.sleep(0.1)
 
 
-def test_what_is_scraped_is_what_clients_were_told(start_server: Start) -> None:
-    server = start_server("--topology", "pdv", "--metrics-port", "0")
+def test_a_server_tells_its_metrics_all_its_life(start_server: Start) -> None:
+    server = start_server("--metrics-port", "0")
+    check_counts(server)
+    check_death(server)
+    check_port(server)
+    assert server.stop().code == 0
+
+
+def check_counts(server: ServerProcess) -> None:
+    """What is scraped is what clients were told."""
     params = SamplingParams(max_tokens=20, temperature=0.8, ignore_eos=True)
     with Client(server.ipc) as client:
         for number in range(5):
@@ -91,7 +99,7 @@ def test_what_is_scraped_is_what_clients_were_told(start_server: Start) -> None:
         counters = client.info()["counters"]
     assert {metric.shown_name for metric in METRICS if metric.kind != "histogram"} - shown == {
         *("pdv_gpu_memory_bytes", "pdv_gpu_memory_used_bytes", "pdv_gpu_utilization_ratio"),
-        "pdv_process_gpu_memory_bytes",
+        *("pdv_process_gpu_memory_bytes", "pdv_tokenizer_texts_total"),
     }
     speculation = [item.speculation for item in done]
     drafts, drafted, accepted = (
@@ -115,24 +123,23 @@ def test_what_is_scraped_is_what_clients_were_told(start_server: Start) -> None:
     first = sum(item.timing["ttft_ms"] or 0 for item in done) / 1000
     assert value(found, "vllm:time_to_first_token_seconds_sum") == pytest.approx(first)
     assert value(found, "vllm:num_requests_running") == 0
-    assert value(found, "pdv_handoff_seconds_count", edge="draft>verify", phase="wire") > 0
+    assert value(found, "pdv_handoff_seconds_count", edge="verify>front", phase="wire") > 0
     for process in (*server.pids, "launcher"):
         assert value(found, "pdv_process_up", process=process) == 1
         assert value(found, "pdv_process_cpu_seconds_total", process=process) > 0
     assert "metrics" in server.pids
 
 
-def test_counters_outlive_a_scheduler(start_server: Start) -> None:
-    server = start_server("--metrics-port", "0")
-    params = SamplingParams(max_tokens=12, ignore_eos=True)
+def check_death(server: ServerProcess) -> None:
+    """Counters outlive a scheduler."""
+    before = scrape_until(server, bool)
+    tokens = value(before, "vllm:generation_tokens_total")
+    os.kill(server.pids["worker-0"], signal.SIGKILL)
     with Client(server.ipc) as client:
-        client.complete([5, 6], params)
-        before = scrape_until(
-            server, lambda found: value(found, "vllm:generation_tokens_total") == 12
-        )
-        os.kill(server.pids["worker-0"], signal.SIGKILL)
-        client.complete([5, 7], params)
-    after = scrape_until(server, lambda found: value(found, "vllm:generation_tokens_total") == 24)
+        client.complete([5, 7], max_tokens=12, ignore_eos=True)
+    after = scrape_until(
+        server, lambda found: value(found, "vllm:generation_tokens_total") == tokens + 12
+    )
     assert value(after, "pdv_process_restarts_total", process="worker-0") == 1
     growing = ("_total", "_count", "_sum", "_bucket")
     for (name, labels), number in before.items():
@@ -140,8 +147,6 @@ def test_counters_outlive_a_scheduler(start_server: Start) -> None:
             assert after[name, labels] >= number, f"{name} {labels}"
     for name in ("pdv_stage_batches_total", "pdv_stage_forwards_total"):
         assert value(after, name, stage="verify") > value(before, name, stage="verify") > 0
-    check_port(server)
-    assert server.stop().code == 0
 
 
 def check_port(server: ServerProcess) -> None:

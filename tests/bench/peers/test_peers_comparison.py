@@ -168,10 +168,10 @@ def test_an_engine_that_fails_is_listed_and_the_others_go_on(
 
 
 def test_an_engine_that_hangs_is_killed(tmp_path: Path) -> None:
-    engine = loaded("hangs", tmp_path)
-    with engine, pytest.raises(PeerError, match=r"no answer within 0\.3 s"):
-        engine.generate([[1, 2]], 4, 0.3)
-    assert not psutil.pid_exists(engine.pid)
+    with loaded("hangs", tmp_path) as engine:
+        with pytest.raises(PeerError, match=r"no answer within 0\.3 s"):
+            engine.generate([[1, 2]], 4, 0.3)
+        assert not psutil.pid_exists(engine.pid)
 
 
 def test_a_peer_far_behind_is_measured_once_and_ours_always(
