@@ -82,6 +82,7 @@ def test_a_gateway_that_is_told_to_end_finishes_its_streams_first(
     assert gateway.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_open_streams(
     start_gateway: Callable[..., GatewayProcess], stopped_worker: Callable[[], None]
 ) -> None:
