@@ -29,7 +29,7 @@ LEGACY := $(BENCH) legacy --output $(RESULTS) $(if $(PAIRS),--pairs $(PAIRS))
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance peers handoff recovery bench bench-full bench-smoke clean
+.PHONY: help install demo test test-failed test-slow gpu fuzz docs-check lint type models quick prefix slow-reader acceptance peers handoff recovery bench bench-full bench-smoke clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ demo: install ## start a server, answer three prompts with and without speculati
 
 test: install ## run the tests that need neither minutes nor a GPU
 	$(PYTEST) -m "not slow and not gpu"
+
+test-failed: install ## run once more, one by one, the tests that failed last
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu"
 
 test-slow: install ## run the tests that take long
 	$(PYTEST) -m "slow and not gpu" --timeout 1800

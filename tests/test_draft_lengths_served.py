@@ -43,7 +43,9 @@ def speculation(server: ServerProcess) -> dict[str, Any]:
     ("topology", "options", "controller"),
     [
         ("pdv", (), "goodput"),
-        ("baseline", ("--draft-controller", "feedback"), "feedback"),
+        pytest.param(
+            *("baseline", ("--draft-controller", "feedback"), "feedback"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_server_that_chooses_gives_the_same_tokens(

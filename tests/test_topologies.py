@@ -53,7 +53,13 @@ def wanted(
     return answers
 
 
-@pytest.mark.parametrize("topology", PROCESSES)
+@pytest.mark.parametrize(
+    "topology",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "baseline" else [])
+        for name in PROCESSES
+    ],
+)
 def test_the_same_tokens_whoever_is_killed(
     topology: str, start_server: Start, requests: list[Message], wanted: list[tuple[Any, ...]]
 ) -> None:

@@ -155,7 +155,7 @@ def test_drafts_after_a_cached_beginning_are_those_after_a_computed_one(
     layout: str, tiny_pair: TinyPair
 ) -> None:
     """The draft's rows do not decide the output, so they are judged by what it proposes."""
-    requests = requests_with_common_beginnings(np.random.default_rng(11), 120)
+    requests = requests_with_common_beginnings(np.random.default_rng(11), 70)
     outcomes = []
     for prefix_caching in (True, False):
         worker = make_worker(
@@ -168,7 +168,7 @@ def test_drafts_after_a_cached_beginning_are_those_after_a_computed_one(
             max_model_len=MAX_LEN,
         )
         results = run(worker, requests, np.random.default_rng(12), arrivals_per_step=0.5)
-        assert (worker.counters.cached_tokens > 1000) == prefix_caching
+        assert (worker.counters.cached_tokens > 500) == prefix_caching
         outcomes.append([(result.ids, result.drafted, result.accepted) for result in results])
     differing = sum(one != other for one, other in zip(*outcomes, strict=True))
     assert differing == 0

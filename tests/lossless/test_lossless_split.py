@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from tiny_model import TinyPair
 
 FEW, MANY = 100, 400
 """Requests per case."""
+
+UNDISTURBED = ("pd", "pdv", "pdv-paged")
+"""Cases that are quick without deaths as well."""
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "pd": (("prefill",), {"num_speculative_tokens": 3}),
@@ -93,14 +96,23 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
+def each_case() -> Iterator[object]:
+    """Undisturbed and with deaths of lanes, few requests and many. With deaths everything happens
+    that happens without, so most of the rest takes its time among the slow tests."""
+    for case in CASES:
+        for name, deaths in (("quiet", 0.0), ("deaths", 0.015)):
+            for count in (FEW, MANY):
+                is_slow = count == MANY or (not deaths and case not in UNDISTURBED)
+                marks = [pytest.mark.slow] if is_slow else []
+                yield pytest.param(case, deaths, count, marks=marks, id=f"{case}-{name}-{count}")
+
+
 @pytest.fixture(scope="module")
 def oracle(tiny_pair: TinyPair) -> Oracle:
     return Oracle(tiny_pair.verifier)
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("deaths", [0.0, 0.015], ids=["quiet", "deaths"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "deaths", "count"), each_case())
 def test_every_token_is_the_verifiers_own(
     case: str,
     deaths: float,
