@@ -35,7 +35,7 @@ from launcher.trace_file import check_trace_path, write_trace
 from pdv_mp.binding import is_loopback
 from pdv_mp.config import ConfigError, EngineConfig, option_groups
 from pdv_mp.model.errors import ModelError
-from pdv_mp.process import CONFIG_FILE, READY_FILE
+from pdv_mp.process import CONFIG_FILE, READY_FILE, environment_for_children
 from pdv_mp.speculative_config import ngram_of
 from pdv_mp.topology import FRONT, topology, topology_of
 from pdv_mp.topology_rows import GATEWAY, METRICS
@@ -354,7 +354,7 @@ def child_spec(
     row = topology_of(config)
     threads = str(row.place(name)[0].threads) if name in row.worker_names else "1"
     environment = {
-        **os.environ,
+        **environment_for_children(),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -37,6 +37,17 @@ RunRole = Callable[[str, Path, Mapping[str, int], "ControlClient"], None]
 """Runs a role, given its name, the run directory, everyone's generations and the control client."""
 
 
+def environment_for_children() -> dict[str, str]:
+    """This process's environment, for a child that is started with ``python -m``.
+
+    From Python 3.11 on nothing is imported from the folder that the child is started in, unless
+    this package lies there: a user's profile.py or token.py is not what others import by that name.
+    """
+    package = Path(__file__).resolve().parent.parent
+    safe = {} if package == Path.cwd() else {"PYTHONSAFEPATH": "1"}
+    return {**os.environ, **safe}
+
+
 def die_with_parent(parent_pid: int) -> None:
     """Has the kernel kill this process when its parent dies; exits if the parent is gone already.
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from launcher.output import PREFIX
 from pdv_mp.client.client import Client, Completion, ServerError, ServerUnreachable
-from pdv_mp.process import READY_FILE
+from pdv_mp.process import READY_FILE, environment_for_children
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.token_file import read_token
 
@@ -70,6 +70,7 @@ class LLM:
                     *(*arguments, *_flags({"port": 0, **options})),
                     *("--parent-fd", str(life_reader), "--ready-fd", str(ready_writer)),
                 ],
+                env=environment_for_children(),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
