@@ -56,7 +56,7 @@ def wanted(
 @pytest.mark.parametrize(
     "topology",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "baseline" else [])
+        pytest.param(name, marks=[] if name in ("pdv", "unified") else [pytest.mark.slow])
         for name in PROCESSES
     ],
 )
@@ -102,7 +102,7 @@ def test_the_same_tokens_whoever_is_killed(
 @pytest.mark.parametrize(
     ("topology", "way"),
     [
-        ("pd", "copy"),
+        pytest.param("pd", "copy", marks=pytest.mark.slow),
         ("pdv", "handle"),
         pytest.param("pd", "handle", marks=pytest.mark.slow),
         pytest.param("pdv", "copy", marks=pytest.mark.slow),

@@ -48,6 +48,8 @@ CASES = {
     "k7-paged-no-prefix-cache": Case(7, 16, 64, 4, 200, "paged", False),
     "k8-contiguous-no-prefix-cache": Case(8, 16, 64, 4, 200, "contiguous", False),
 }
+QUICK = tuple(name for name in CASES if name.startswith(("k2", "k3", "k5", "k6", "k8")))
+"""Of these the first part is no slow test."""
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,13 @@ def oracle(tiny_pair: TinyPair) -> Oracle:
 
 
 @pytest.mark.parametrize(
-    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))]
+    ("name", "part"),
+    [
+        pytest.param(name, part, marks=[] if part == 0 and name in QUICK else [pytest.mark.slow])
+        for name in CASES
+        for part in range(PARTS)
+    ],
 )
-@pytest.mark.parametrize("name", CASES)
 def test_short_memory_and_common_beginnings_change_nothing(
     name: str, part: int, tiny_pair: TinyPair, oracle: Oracle, report_line: Callable[[str], None]
 ) -> None:

@@ -65,7 +65,7 @@ def serve(requests: list[Request], length: int, seed: int) -> list[Result]:
 @pytest.mark.parametrize(
     "length",
     [
-        pytest.param(length, marks=() if length in (1, 4, 8) else pytest.mark.slow)
+        pytest.param(length, marks=() if length in (1, 8) else pytest.mark.slow)
         for length in range(1, 9)
     ],
 )

@@ -112,7 +112,7 @@ def oracle(tiny_pair: TinyPair) -> Oracle:
     return Oracle(tiny_pair.verifier)
 
 
-@pytest.mark.parametrize(("case", "deaths", "count"), each_case())
+@pytest.mark.parametrize(("case", "deaths", "count"), list(each_case()))
 def test_every_token_is_the_verifiers_own(
     case: str,
     deaths: float,

@@ -31,7 +31,7 @@ CASES = {
     "gpt_bigcode": (0.03, 6, 5, 24, 1, "contiguous"),
     "llama": (0.02, 4, 32, 32, 16, "contiguous"),
 }
-QUICK = ("opt", "gpt2", "gemma", "phi")
+QUICK = ("opt", "gemma", "phi")
 
 
 def random_requests(rng: np.random.Generator) -> list[Request]:

@@ -208,6 +208,7 @@ def test_a_prompt_is_the_same_wherever_it_is_tokenized(
     assert server.stop().code == 0
 
 
+@pytest.mark.slow
 def test_a_delay_grows_exactly_the_wire_of_its_edge(start_server: Start) -> None:
     delay_ns = 3_000_000
     found = []
