@@ -15,7 +15,6 @@ from pdv_mp.client.client import Client
 SAME_WORK: Mapping[str, Any] = {
     "enable_prefix_caching": False,
     "num_speculative_tokens": 4,
-    "pack_weights": "always",
 }
 """Options of servers that are compared, unless they are what is compared: nobody skips a prompt,
 all draft as far as the source documents' engine did, whatever each would choose, and all multiply

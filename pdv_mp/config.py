@@ -153,12 +153,12 @@ class ModelOptions(_Checked):
     load_format: str = option(
         "auto", help="dummy fills the weights with seeded noise", choices=("auto", "dummy")
     )
-    pack_weights: str = option(
+    compile: str = option(
         "auto",
-        help="keep float32 weights on a CPU in the form that MKL's kernels read, which is faster; "
-        "such a copy cannot be shared: auto packs where one process has the weights for itself, "
-        "always in each of several workers, too, which costs memory",
-        choices=("auto", "always", "never"),
+        help="for float32 on a CPU, compute with kernels of our own, which this machine's C++ "
+        "compiler makes once, in seconds, and a cache keeps; never, or where there is no compiler: "
+        "with PyTorch's",
+        choices=("auto", "never"),
     )
     max_model_len: int | None = option(
         None,

@@ -89,7 +89,7 @@ class Commands:
     def spoil(self, role: str) -> None:
         """A stray write into the weights."""
         transformer: Any = self._resources.runners[role].transformer
-        transformer._embedding[0, 0] = 1.0
+        transformer._panels["embed_tokens"][0, 0] = 1.0
 
     def memory(self) -> dict[str, Any]:
         whole = process_memory(os.getpid())

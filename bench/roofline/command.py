@@ -20,8 +20,12 @@ from bench.roofline.bounds import (
 from bench.roofline.machine import measure
 from bench.roofline.models import ModelCost
 from bench.roofline.rates import DEVICES, Rates
+from pdv_mp.model.architecture import ModelConfig
 
 CPU = "cpu"
+DRAFT = 4
+"""Draft tokens of the verify steps that are profiled."""
+
 NAMES = f"{', '.join(SHAPES)}, or a folder with a config.json"
 HEADS = (
     *("C", "prefill, ms", "plain step, ms", "draft step, ms", "best draft length"),
@@ -48,6 +52,11 @@ HEADS = (
     type=click.Choice(["1", "2", "4"]),
     help="Of weights and KV cache.  [default: 4 on cpu, else 2]",
 )
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Time the verifier's steps on this CPU instead, and say where the time goes.",
+)
 def roofline(
     model: str,
     draft_model: str,
@@ -58,6 +67,7 @@ def roofline(
     output_tokens: int,
     concurrency: list[int],
     bytes_per_number: str | None,
+    profile: bool,
 ) -> None:
     """The least time that a device needs for a model pair's work, and so the most tokens/s.
 
@@ -70,8 +80,13 @@ def roofline(
         )
     except InflateError as error:
         raise click.UsageError(str(error)) from None
+    if profile and (device != CPU or size != 4):
+        raise click.UsageError("--profile times float32 on the CPU at hand")
     rates = _rates(device, threads)
     click.echo(f"{rates.name}: {rates.bandwidth / 1e9:,.1f} GB/s, {rates.flops / 1e9:,.0f} GFLOP/s")
+    if profile:
+        _profile(find_shape(model).parse(), rates, threads, concurrency, prompt_tokens)
+        return
     click.echo(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}")
     for batch in concurrency:
         plain = CellWork(batch, prompt_tokens, output_tokens)
@@ -89,6 +104,23 @@ def roofline(
             f"{cell_bound(rates, verifier, draft, work):,.0f}",
         )
         click.echo(f"| {' | '.join(cells)} |")
+
+
+def _profile(
+    config: ModelConfig, rates: Rates, threads: int | None, concurrency: list[int], prompt: int
+) -> None:
+    # Imported where it is needed: torch takes seconds.
+    import torch
+
+    from bench.roofline.profile import Profiler, steps, table
+    from pdv_mp.model.native.library import NativeError
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    try:
+        profiler = Profiler(config, rates, max(concurrency), prompt + DRAFT + 1)
+    except NativeError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(table([profiler(step) for step in steps(concurrency, prompt, DRAFT)]))
 
 
 def _rates(device: str, threads: int | None) -> Rates:

@@ -25,6 +25,8 @@ _MICROSECOND = 1000
 class EmulatedModel:
     """A model whose forward pass takes the time of a step and computes nothing."""
 
+    uses_plan = True
+
     def __init__(
         self, table: CostTable, step: str, device: EmulatedDevice, vocab_size: int
     ) -> None:

@@ -43,6 +43,13 @@ class EmulatedKVCache(KVCache):
     def write(self, layer: int, kv: torch.Tensor, plan: AttentionPlan) -> None:
         _refuse()
 
+    @property
+    def addresses(self) -> NoReturn:
+        _refuse()
+
+    def units(self, batch: ForwardBatch) -> NoReturn:
+        _refuse()
+
     def _destination(self, batch: ForwardBatch) -> NoReturn:
         _refuse()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pdv_mp.model.shape import ModelShape
+
+
+class Addresses(NamedTuple):
+    """Where a cache's keys and values lie, for kernels that are given pointers.
+
+    The key of token t, layer l, head h of a sequence begins at ``base`` + unit * ``unit`` + l *
+    ``layer`` + h * ``head`` + (t mod ``unit_tokens``) * ``position``, its value ``value`` behind
+    it; the unit is entry t / ``unit_tokens`` of what :meth:`KVCache.units` says. ``base`` is an
+    address, all others count items of the cache's dtype, except ``unit_tokens``.
+    """
+
+    base: int
+    unit_tokens: int
+    unit: int
+    layer: int
+    value: int
+    head: int
+    position: int
 
 
 class KVCache(ABC):
@@ -227,6 +245,18 @@ class KVCache(ABC):
         masks = self._masks[:, : group.context].index_select(0, to_device(rows, self.device))
         return masks.view(len(group.slots), 1, -1, group.context)
 
+    @property
+    @abstractmethod
+    def addresses(self) -> Addresses:
+        """Where keys and values lie; they stay there as long as the cache is open."""
+
+    @abstractmethod
+    def units(self, batch: ForwardBatch) -> NDArray[np.int64]:
+        """The units of :attr:`addresses` that hold a batch's sequences, contiguous [B, units].
+
+        Raises ValueError for a slot or position that does not exist.
+        """
+
     @abstractmethod
     def _destination(
         self, batch: ForwardBatch
@@ -338,6 +368,17 @@ class ContiguousKVCache(KVCache):
     def import_rows(self, slot: int, start: int, rows: torch.Tensor) -> None:
         end = self._check_rows(slot, start, rows)
         self._rows[:, slot, start:end] = rows
+
+    @property
+    def addresses(self) -> Addresses:
+        # [slot, layer, position, key or value, head, head_dim]
+        by_slot = self._rows.transpose(0, 1)
+        slot, layer, position, value, head, _ = by_slot.stride()
+        return Addresses(by_slot.data_ptr(), by_slot.shape[2], slot, layer, value, head, position)
+
+    def units(self, batch: ForwardBatch) -> NDArray[np.int64]:
+        self._check_batch(batch)
+        return batch.slots[:, None]
 
     def discard(self, slot: int) -> None:
         """Give the memory of a slot back to the system; its contents are gone."""
@@ -484,6 +525,17 @@ class PagedKVCache(KVCache):
         places: NDArray[np.int64] = blocks.astype(np.int64) * self.block_size
         places += row_positions % self.block_size
         return places
+
+    @property
+    def addresses(self) -> Addresses:
+        layer, block, position, value, head, _ = self.pool.stride()
+        return Addresses(self.pool.data_ptr(), self.block_size, block, layer, value, head, position)
+
+    def units(self, batch: ForwardBatch) -> NDArray[np.int64]:
+        self._check_batch(batch)
+        self.row_places(batch.row_slots, batch.row_positions)
+        blocks = self.block_table[batch.slots, : blocks_for(batch.context, self.block_size)]
+        return blocks.astype(np.int64, order="C")
 
     def static_plan(
         self, tables: torch.Tensor, positions: torch.Tensor, places: torch.Tensor

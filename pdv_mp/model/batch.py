@@ -49,6 +49,11 @@ class ForwardBatch:
     def num_sequences(self) -> int:
         return len(self.slots)
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence, with those of the batch."""
+        return int((self.start_positions + self.query_lens).max())
+
     @classmethod
     def build(
         cls,

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class LanguageModel(Protocol):
-    """Computes logits for ragged batches, with keys and values in a KVCache."""
+    """Computes logits for ragged batches, with keys and values in a KVCache.
+
+    `uses_plan`: whether it needs the cache's plan of a batch, which is then best made once.
+    """
+
+    uses_plan: bool
 
     def forward(
         self, batch: ForwardBatch, cache: KVCache, plan: AttentionPlan | None = None

@@ -65,6 +65,8 @@ class Transformer:
     Activations have the weights' dtype, logits are float32. Nothing of a batch is kept.
     """
 
+    uses_plan = True
+
     def __init__(
         self, config: ModelConfig, weights: Weights, max_model_len: int, *, pack: bool = False
     ) -> None:

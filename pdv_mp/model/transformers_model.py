@@ -56,6 +56,8 @@ _current: ContextVar[_Pass] = ContextVar("pdv_mp_transformers_pass")
 class TransformersModel:
     """Computes logits for ragged batches, with keys and values in a KVCache."""
 
+    uses_plan = True
+
     def __init__(
         self, config: TransformersConfig, model: PreTrainedModel, max_model_len: int
     ) -> None:

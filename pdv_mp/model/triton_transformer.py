@@ -38,6 +38,8 @@ class TritonTransformer:
     Ten kernels a layer, none of which depends on values of the batch.
     """
 
+    uses_plan = True
+
     def __init__(self, config: ModelConfig, weights: Weights, max_model_len: int) -> None:
         """Positions 0 .. max_model_len - 1 may occur; ModelError if the model cannot go so far."""
         config.check_max_model_len(max_model_len)

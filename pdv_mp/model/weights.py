@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +38,14 @@ class Manifest:
     @classmethod
     def build(cls, config: ModelConfig, dtype: torch.dtype) -> Manifest:
         """Lay out the fused weights of a model one after the other."""
+        return cls.of(_shapes(config), dtype)
+
+    @classmethod
+    def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtype) -> Manifest:
+        """Lay out tensors of these names and shapes one after the other."""
         entries = []
         offset = 0
-        for name, shape in _shapes(config):
+        for name, shape in shapes:
             nbytes = dtype.itemsize
             for size in shape:
                 nbytes *= size

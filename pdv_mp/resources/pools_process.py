@@ -46,7 +46,7 @@ class SharedPools:
     """
 
     def __init__(self, config: EngineConfig, progress: Callable[[str], None]) -> None:
-        self.plan = make_plan(config)
+        self.plan = make_plan(config, progress)
         self._workers = self.plan.topology.worker_names
         self._nonces: dict[str, int] = {}
         self._magic = secrets.randbits(63)

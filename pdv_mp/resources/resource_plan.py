@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,14 @@ from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.kv_layout import ContiguousLayout, PagedLayout
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.implementation import read_model
+from pdv_mp.model.native.library import NativeError, NativeLibrary, native_library
+from pdv_mp.model.native.panels import panel_manifest
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformers_config import TransformersConfig
 from pdv_mp.model.weights import Manifest
 from pdv_mp.topology import Topology, scheduling_of, topology_of
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CPU_KV_BYTES = 1 << 30
 
@@ -80,8 +85,9 @@ class ResourcePlan:
     ``layout``: ``contiguous``, ``paged``, or ``account``, which takes no memory. ``attention``:
     ``triton`` or ``sdpa``. ``num_slots``: of one replica. ``kv_handoff``: ``pool``, ``copy`` or
     ``handle``. ``emulated``: the costs of the device, where it is an emulated one, which has no
-    tensors at all. ``vocab_size``: ids that both models know. A checkpoint may pad its vocabulary
-    beyond that; such ids have no text and the other model could not read them, so they are cut off.
+    tensors at all. ``kernels``: the compiled ones, where our own models are computed by them.
+    ``vocab_size``: ids that both models know. A checkpoint may pad its vocabulary beyond that; such
+    ids have no text and the other model could not read them, so they are cut off.
     """
 
     models: tuple[PlannedModel, ...]
@@ -96,6 +102,7 @@ class ResourcePlan:
     kv_handoff: str = POOL
     emulated: CostTable | None = None
     attention: str = "sdpa"
+    kernels: NativeLibrary | None = None
 
     @property
     def private_caches(self) -> bool:
@@ -179,10 +186,21 @@ class ResourcePlan:
             raise ConfigError(f"an emulated device has no weights of {model.name}")
         return model.config
 
+    def manifest(self, model: PlannedModel) -> Manifest:
+        """How a model's weights lie in their buffer: as they are computed with. Raises ConfigError
+        as :meth:`shareable` does."""
+        shape = self.shareable(model)
+        if self.kernels is None:
+            return Manifest.build(shape, self.dtype)
+        return panel_manifest(shape, self.kernels.lanes)
+
+    def weights_name(self, role: str) -> str:
+        """Name of the buffer with a model's weights, which says in what form they are."""
+        return f"weights-{role}" if self.kernels is None else f"panels-{role}"
+
     def weights_buffer(self, model: PlannedModel) -> BufferPlan:
         """The weights of a model, for all workers. Raises ConfigError as :meth:`shareable` does."""
-        nbytes = Manifest.build(self.shareable(model), self.dtype).nbytes
-        return BufferPlan(weights_name(model.role), nbytes)
+        return BufferPlan(self.weights_name(model.role), self.manifest(model).nbytes)
 
     def kv_buffers(self, num_blocks: int) -> Iterator[BufferPlan]:
         """The KV of all models, for each replica of its own; of caches that are private, only the
@@ -210,11 +228,6 @@ class ResourcePlan:
             yield BufferPlan(store_name(model.role, replica), runs.store_bytes)
 
 
-def weights_name(role: str) -> str:
-    """Name of the buffer with a model's weights."""
-    return f"weights-{role}"
-
-
 def kv_name(role: str, replica: int) -> str:
     """Name of the buffer with a model's KV of a replica."""
     return f"kv-{role}-{replica}"
@@ -230,8 +243,8 @@ def table_name(role: str, replica: int) -> str:
     return f"table-{role}-{replica}"
 
 
-def make_plan(config: EngineConfig) -> ResourcePlan:
-    """The plan of a configuration whose model is resolved.
+def make_plan(config: EngineConfig, progress: Callable[[str], None] | None = None) -> ResourcePlan:
+    """The plan of a configuration whose model is resolved. ``progress`` is told of what takes long.
 
     Raises ConfigError for options that contradict each other or this machine, ModelError for a
     checkpoint that cannot be served.
@@ -259,18 +272,24 @@ def make_plan(config: EngineConfig) -> ResourcePlan:
         layout = "contiguous" if device.type == "cpu" else "paged"
     if layout == "contiguous" and device.type != "cpu":
         raise ConfigError("--kv-layout contiguous is for a CPU; use paged, or --device cpu")
+    dtype = pick_dtype(config.model.dtype, models[0].config, device)
+    attention = pick_attention(config.model.attention, device, layout)
+    kernels = None
+    if attention == "sdpa" and device.type == "cpu" and dtype == torch.float32:
+        kernels = pick_kernels(config.model.compile, models, progress)
     return ResourcePlan(
         models=tuple(models),
         topology=topology_of(config),
         device=device,
-        dtype=pick_dtype(config.model.dtype, models[0].config, device),
+        dtype=dtype,
         num_slots=scheduling_of(config).max_admitted,
         max_model_len=max_model_len,
         block_size=config.cache.block_size,
         layout=layout,
         prefix_caching=config.cache.enable_prefix_caching and config.cache.kv_handoff == POOL,
         kv_handoff=config.cache.kv_handoff,
-        attention=pick_attention(config.model.attention, device, layout),
+        attention=attention,
+        kernels=kernels,
     )
 
 
@@ -359,6 +378,19 @@ def pick_attention(name: str, device: torch.device, layout: str) -> str:
     if layout != "paged" or (device.type == "cpu" and not os.environ.get("TRITON_INTERPRET")):
         raise ConfigError("--attention triton is for a GPU; use sdpa")
     return "triton"
+
+
+def pick_kernels(
+    choice: str, models: Sequence[PlannedModel], progress: Callable[[str], None] | None
+) -> NativeLibrary | None:
+    """The compiled kernels by ``--compile``; None where PyTorch's compute."""
+    if choice == "never" or not any(isinstance(model.config, ModelConfig) for model in models):
+        return None
+    try:
+        return native_library(progress)
+    except NativeError as error:
+        logger.warning("%s; computing with PyTorch's kernels, which are slower", error)
+        return None
 
 
 def pick_dtype(name: str, model: ModelShape, device: torch.device) -> torch.dtype:

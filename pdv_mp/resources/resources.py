@@ -22,6 +22,8 @@ from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
 from pdv_mp.model.linear import can_pack
 from pdv_mp.model.loading import load_weights, random_weights
+from pdv_mp.model.native.native_transformer import NativeTransformer
+from pdv_mp.model.native.panels import fill_panels
 from pdv_mp.model.shape import ModelShape
 from pdv_mp.model.transformer import Transformer
 from pdv_mp.model.transformers_config import TransformersConfig
@@ -35,7 +37,6 @@ from pdv_mp.resources.resource_plan import (
     ResourcePlan,
     make_plan,
     planned_kv_budget,
-    weights_name,
 )
 from pdv_mp.scheduling.pools import Pools
 from pdv_mp.speculation.acceptance import AcceptanceRule
@@ -63,7 +64,9 @@ class ModelRunner:
 
     def plan(self, batch: ForwardBatch) -> AttentionPlan | None:
         """A plan for :meth:`forward`; None where it makes its own."""
-        return self.cache.plan(batch) if self.steps is None else None
+        if self.steps is not None or not self.transformer.uses_plan:
+            return None
+        return self.cache.plan(batch)
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan | None = None) -> torch.Tensor:
         """Logits [len(batch.logit_rows), vocab_size] float32; the rows' KV is written.
@@ -186,6 +189,7 @@ class Resources:
             "draft_model": draft.name if draft else None,
             "device": f"emulated:{plan.emulated.name}" if plan.emulated else str(plan.device),
             "dtype": str(plan.dtype).removeprefix("torch."),
+            "kernels": "torch" if plan.kernels is None else "native",
             "kv_blocks": self.num_blocks,
             "block_size": plan.block_size,
         }
@@ -195,13 +199,18 @@ Fill = Callable[[str, Weights], None]
 """Fills the weights of the model with a role."""
 
 
-def build_resources(config: EngineConfig, fill: Fill | None = None) -> Resources:
+def build_resources(
+    config: EngineConfig,
+    fill: Fill | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Resources:
     """Load the models and make the pools that a configuration asks for, for this process alone.
 
-    ``fill``: where the weights come from, if not from the models' folders. Raises ConfigError when
+    ``fill``: where the weights come from, if not from the models' folders. ``progress`` is told of
+    what takes long. Raises ConfigError when
     the KV budget cannot hold even one block, ModelError for a checkpoint that cannot be served.
     """
-    plan = make_plan(config)
+    plan = make_plan(config, progress)
     if plan.emulated is not None:
         num_blocks = plan.count_blocks(planned_kv_budget(config, plan))
         return _emulated(config, plan, plan.models, plan.models, num_blocks)
@@ -224,13 +233,13 @@ def attach_resources(
     ``on_message``. None when the supervisor says Stop. Raises ConfigError when the pools process
     refuses, or when this system does not let processes share memory.
     """
-    plan = make_plan(config)
+    plan = make_plan(config, control.progress)
     worker, replica = plan.topology.place(process_name)
     computed = _models_of(worker, plan, config.handoff.hybrid)
     reached = plan.models if worker.schedules else computed
     buffers = set()
     if plan.emulated is None:
-        buffers |= {weights_name(model.role) for model in computed}
+        buffers |= {plan.weights_name(model.role) for model in computed}
     for model in reached:
         buffers |= kv_names(plan, model, replica, worker.schedules)
     attachment = attach(
@@ -255,7 +264,7 @@ def attach_resources(
             process_name,
             attachment,
         )
-    transformers = {model.role: _mapped(config, plan, model, attachment) for model in computed}
+    transformers = {model.role: _mapped(plan, model, attachment) for model in computed}
     caches = {
         model.role: attached_cache(plan, model, attachment, replica, held=model in computed)
         for model in reached
@@ -304,7 +313,12 @@ def load_into(
     Raises ModelError for a checkpoint that cannot be served, ConfigError for a model whose weights
     have no such form.
     """
-    _own_weights(config, plan, plan.shareable(model), model.folder, buffer)
+    shape = plan.shareable(model)
+    if plan.kernels is None:
+        _own_weights(config, plan, shape, model.folder, buffer)
+    else:
+        weights = _own_weights(config, plan, shape, model.folder)
+        fill_panels(shape, weights, Weights(plan.manifest(model), buffer), plan.kernels.lanes)
 
 
 def _own_weights(
@@ -343,28 +357,31 @@ def _load(
         buffer = torch.empty(manifest.nbytes, dtype=torch.uint8, device=plan.device)
         weights = Weights(manifest, buffer)
         fill(model.role, weights)
-    return _own_model(plan, shape, weights, config.model.pack_weights != "never")
+    if plan.kernels is not None:
+        manifest = plan.manifest(model)
+        panels = Weights(manifest, torch.empty(manifest.nbytes, dtype=torch.uint8))
+        fill_panels(shape, weights, panels, plan.kernels.lanes)
+        return _own_model(plan, shape, panels, pack=False)
+    return _own_model(plan, shape, weights, pack=can_pack(plan.dtype, plan.device))
 
 
 def _own_model(
-    plan: ResourcePlan, shape: ModelConfig, weights: Weights, may_pack: bool
+    plan: ResourcePlan, shape: ModelConfig, weights: Weights, *, pack: bool
 ) -> LanguageModel:
+    if plan.kernels is not None:
+        return NativeTransformer(shape, weights, plan.max_model_len, plan.kernels)
     if plan.attention == "triton":
         from pdv_mp.model.triton_transformer import TritonTransformer
 
         return TritonTransformer(shape, weights, plan.max_model_len)
-    pack = may_pack and can_pack(plan.dtype, plan.device)
     return Transformer(shape, weights, plan.max_model_len, pack=pack)
 
 
-def _mapped(
-    config: EngineConfig, plan: ResourcePlan, model: PlannedModel, attachment: Attachment
-) -> LanguageModel:
+def _mapped(plan: ResourcePlan, model: PlannedModel, attachment: Attachment) -> LanguageModel:
     """A model on weights that the pools process has loaded."""
     shape = plan.shareable(model)
-    manifest = Manifest.build(shape, plan.dtype)
-    weights = Weights(manifest, attachment.tensor(weights_name(model.role)))
-    return _own_model(plan, shape, weights, config.model.pack_weights == "always")
+    weights = Weights(plan.manifest(model), attachment.tensor(plan.weights_name(model.role)))
+    return _own_model(plan, shape, weights, pack=False)
 
 
 def _models_of(worker: Worker, plan: ResourcePlan, hybrid: bool) -> tuple[PlannedModel, ...]:

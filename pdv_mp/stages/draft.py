@@ -72,9 +72,9 @@ class DraftStage:
             else:
                 going = active[known[active] < order.lengths[active]]
                 token_ids = ids[going, known[going] - 1]
-                if batch is not None and plan is not None and len(going) == len(active):
+                if batch is not None and len(going) == len(active):
                     batch = batch.advance(token_ids)
-                    plan = self._draft.cache.advance(plan, batch)
+                    plan = None if plan is None else self._draft.cache.advance(plan, batch)
                 elif len(going):
                     active = going
                     batch = self._batch(

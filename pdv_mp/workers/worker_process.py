@@ -103,7 +103,7 @@ def run_worker(
     if topology.has_pools:
         resources = attach_resources(config, run_dir, name, control, early.append)
     else:
-        resources = build_resources(config)
+        resources = build_resources(config, progress=control.progress)
     if resources is None:
         return
     generation = generations[name]

@@ -31,6 +31,7 @@ OPTIONS = {
     "max_num_batched_tokens": 32,
     "num_speculative_tokens": 3,
     "threads": 1,
+    "compile": "never",
 }
 
 

@@ -83,7 +83,7 @@ def check_one_copy(harness: PoolsHarness, scale: int) -> list[dict[str, Any]]:
         assert copied == 0, f"{name} lies in memory twice"
     alone, pss, rss = (totals(reports, field) for field in ("touched_alone", "pss", "rss"))
     for role in ("target", "draft"):
-        name = f"pdv_mp-weights-{role}"
+        name = f"pdv_mp-panels-{role}"
         assert alone[name] == 0, "weights belong to all that map them"
         assert rss[name] > 2.9 * pss[name] > 2.9 * scale
         kv = f"pdv_mp-kv-{role}-0"
@@ -142,7 +142,7 @@ def test_a_split_server_costs_little_more_than_one_process(
             with load(server) as client:
                 memory = client.info()["memory"]
             served = {name: pid for name, pid in server.pids.items() if name != "launcher"}
-            assert set(memory) <= set(served)
+            assert set(memory) <= set(server.pids)
             counted[topology] = len(served)
             taken[topology] = sum(process_memory(pid).pss for pid in served.values())
             workers = [name for name in served if name.startswith(WORKERS[topology])]
@@ -150,7 +150,7 @@ def test_a_split_server_costs_little_more_than_one_process(
             for name in workers:
                 for buffer, part in buffer_memory(server.pids[name]).items():
                     assert part.copied == 0, f"{name} has its own pages of {buffer}"
-                    if topology == "pdv" and "weights" in buffer:
+                    if topology == "pdv" and "panels" in buffer:
                         assert part.touched_alone == 0, f"{buffer} belongs to {name} alone"
                         assert part.rss > 2.9 * part.pss
                 if topology == "pdv":

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from native_kernels import native_transformer
 
 from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.errors import ModelError
+from pdv_mp.model.language_model import LanguageModel
 from pdv_mp.model.loading import load_weights, random_weights
 from pdv_mp.model.transformer import Transformer
 
@@ -42,16 +44,18 @@ class Model:
 
     folder: Path
     config: ModelConfig
-    transformer: Transformer
+    transformer: LanguageModel
     reference: torch.nn.Module
 
     @classmethod
-    def load(cls, folder: Path) -> Model:
+    def load(cls, folder: Path, kernels: str) -> Model:
         config = ModelConfig.from_folder(folder)
         weights = load_weights(config, folder, torch.float32, "cpu")
         reference = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
+        if kernels == "native":
+            return cls(folder, config, native_transformer(config, weights, MAX_LEN), reference)
         return cls(folder, config, Transformer(config, weights, MAX_LEN), reference)
 
     @torch.inference_mode()
@@ -84,14 +88,14 @@ def random_tokens(config: ModelConfig, length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, length)
 
 
-@pytest.fixture(scope="module")
-def model(family_folder: Path) -> Model:
-    return Model.load(family_folder)
+@pytest.fixture(scope="module", params=["torch", "native"])
+def model(request: pytest.FixtureRequest, family_folder: Path) -> Model:
+    return Model.load(family_folder, request.param)
 
 
-@pytest.fixture(scope="module")
-def llama(make_checkpoint: Callable[..., Path]) -> Model:
-    return Model.load(make_checkpoint("llama3-scaling"))
+@pytest.fixture(scope="module", params=["torch", "native"])
+def llama(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> Model:
+    return Model.load(make_checkpoint("llama3-scaling"), request.param)
 
 
 KINDS = pytest.mark.parametrize("kind", ["contiguous", "paged"])

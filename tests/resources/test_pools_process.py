@@ -165,7 +165,7 @@ def test_replicas_share_weights_and_have_kv_of_their_own(tiny_pair: TinyPair) ->
         last.ask("forward", "target", 0, PROMPT[::-1])
         assert first.ask("read", "target", 0, 5) != last.ask("read", "target", 0, 5)
         used = [set(worker.ask("memory")["buffers"]) for worker in (first, last)]
-        assert used[0] & used[1] == {"pdv_mp-weights-target", "pdv_mp-weights-draft"}
+        assert used[0] & used[1] == {"pdv_mp-panels-target", "pdv_mp-panels-draft"}
 
 
 def test_a_stray_write_into_weights_kills_only_the_process_that_does_it(
@@ -230,7 +230,7 @@ def test_the_offer_of_a_process_that_has_died_is_not_the_last(tiny_pair: TinyPai
         assert socket.receive() == Attach("draft-0", config.fingerprint)
         socket.answer(owner.offer("draft-0"))
         attached = socket.receive()
-        assert attached == Attached("draft-0", ("kv-draft-0", "weights-draft"))
+        assert attached == Attached("draft-0", ("kv-draft-0", "panels-draft"))
         owner.check_answer("draft-0", attached.buffers)
         socket.answer(Welcome())
         assert worker.attached()["attached"]
@@ -280,7 +280,7 @@ def test_the_magic_number_goes_there_and_back(pools: SharedPools) -> None:
         pools.check_answer("draft-0", ())
     attachment = map_all(pools, offer)
     pools.check_answer("draft-0", ())
-    assert attachment.tensor("weights-target").numel() == offer.memfds[0].nbytes
+    assert attachment.tensor("panels-target").numel() == offer.memfds[0].nbytes
     pools.offer("draft-0")
     with pytest.raises(ConfigError, match="does not arrive"):
         pools.check_answer("draft-0", ())  # what was written answers the offer before
@@ -309,5 +309,5 @@ def test_memory_that_is_not_the_offered_one_is_refused(pools: SharedPools) -> No
 def test_every_buffer_can_be_written_but_the_weights(pools: SharedPools) -> None:
     attachment = map_all(pools, pools.offer("verify-0"))
     for name, part in attachment.memfds.items():
-        assert part.writable == (not name.startswith("weights-"))
+        assert part.writable == (not name.startswith("panels-"))
     assert not attachment.tensor("kv-target-0").any(), "KV is empty"

@@ -1,0 +1,124 @@
+"""The forward pass of the Llama family by our own compiled kernels, for float32 on a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pdv_mp.model.native.library import Batch, Cache, Layer, Matrix, Model, NativeLibrary
+from pdv_mp.model.rope import rotation_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pdv_mp.memory.attention_plan import AttentionPlan
+    from pdv_mp.memory.kv_cache import KVCache
+    from pdv_mp.model.architecture import ModelConfig
+    from pdv_mp.model.batch import ForwardBatch
+    from pdv_mp.model.weights import Weights
+
+
+class NativeTransformer:
+    """As :class:`~pdv_mp.model.transformer.Transformer`; all layers are one call.
+
+    A row's logits have the same bits in every batch and with every number of threads.
+    """
+
+    uses_plan = False
+
+    def __init__(
+        self, config: ModelConfig, panels: Weights, max_model_len: int, library: NativeLibrary
+    ) -> None:
+        """`panels`: as :func:`~pdv_mp.model.native.panels.fill_panels` makes them; they are read
+        where they lie, and other processes may read them, too.
+
+        Positions 0 .. max_model_len - 1 may occur; ModelError if the model cannot go so far.
+        """
+        config.check_max_model_len(max_model_len)
+        self.config = config
+        self.max_model_len = max_model_len
+        self._library = library
+        self._panels = panels
+        table = rotation_table(config.rope, config.head_dim, max_model_len, torch.device("cpu"))
+        self._rotations = torch.view_as_real(table).contiguous()
+        self._layers = (Layer * config.num_layers)(
+            *(self._layer(f"layers.{index}.") for index in range(config.num_layers))
+        )
+        self._model = Model(
+            embedding=panels["embed_tokens"].data_ptr(),
+            rotations=self._rotations.data_ptr(),
+            layers=self._layers,
+            lm_head=self._matrix("lm_head", config.vocab_size),
+            hidden=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            width=config.intermediate_size,
+            eps=config.rms_norm_eps,
+        )
+        self.seconds: NDArray[np.float64] | None = None
+        """What each of PHASES took is added to, if it is wanted: [len(PHASES)]."""
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+
+    def _layer(self, prefix: str) -> Layer:
+        config = self.config
+        query = config.num_heads * config.head_dim
+        qk_norm = self._panels.get(prefix + "qk_norm")
+        return Layer(
+            qkv=self._matrix(prefix + "qkv", query + 2 * config.num_kv_heads * config.head_dim),
+            o=self._matrix(prefix + "o", config.hidden_size),
+            gate_up=self._matrix(prefix + "gate_up", 2 * config.intermediate_size),
+            down=self._matrix(prefix + "down", config.hidden_size),
+            qk_norm=None if qk_norm is None else qk_norm.data_ptr(),
+        )
+
+    def _matrix(self, name: str, outputs: int) -> Matrix:
+        panels, bias = self._panels[name + "_proj"], self._panels.get(name + "_bias")
+        return Matrix(
+            panels=panels.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            outputs=outputs,
+            inputs=panels.shape[1],
+        )
+
+    def forward(
+        self, batch: ForwardBatch, cache: KVCache, plan: AttentionPlan | None = None
+    ) -> torch.Tensor:
+        """As ``Transformer.forward``; `plan` is not needed."""
+        table = cache.units(batch)
+        wanted = batch.num_rows if batch.logit_rows is None else len(batch.logit_rows)
+        logits = torch.empty((wanted, self.config.vocab_size))
+        context, threads = batch.context, torch.get_num_threads()
+        sizes = (batch.num_rows, wanted, context, threads)
+        nbytes = self._library.workspace(self._model, *sizes)
+        if nbytes > len(self._workspace):
+            self._workspace = torch.empty(nbytes, dtype=torch.uint8)
+        columns = Batch(
+            token_ids=batch.token_ids.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            query_lens=_pointer(batch.query_lens),
+            table=_pointer(table),
+            logit_rows=None if batch.logit_rows is None else batch.logit_rows.data_ptr(),
+            rows=batch.num_rows,
+            sequences=batch.num_sequences,
+            units=table.shape[1],
+            wanted=wanted,
+        )
+        self._library.forward(
+            self._model,
+            Cache(*cache.addresses),
+            columns,
+            self._workspace.data_ptr(),
+            context,
+            logits.data_ptr(),
+            threads,
+            None if self.seconds is None else _pointer(self.seconds),
+        )
+        return logits
+
+
+def _pointer(array: NDArray[np.int64] | NDArray[np.float64]) -> int:
+    return int(array.__array_interface__["data"][0])

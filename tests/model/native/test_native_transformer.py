@@ -1,0 +1,139 @@
+"""What our compiled kernels promise beyond the right logits: bits, memory, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native_kernels import native_transformer
+
+from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.model.architecture import ModelConfig
+from pdv_mp.model.batch import ForwardBatch
+from pdv_mp.model.loading import load_weights
+from pdv_mp.model.native.library import PHASES
+from pdv_mp.model.native.native_transformer import NativeTransformer
+
+MAX_LEN = 200
+SLOTS = 6
+
+
+@pytest.fixture(scope="module")
+def native(make_checkpoint: Callable[..., Path]) -> NativeTransformer:
+    # Sizes of which none is a multiple of a panel, and one of which leaves half a vector.
+    folder = make_checkpoint("qwen3", hidden_size=72, intermediate_size=88, vocab_size=131)
+    config = ModelConfig.from_folder(folder)
+    return native_transformer(config, load_weights(config, folder, torch.float32, "cpu"), MAX_LEN)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def contiguous(native: NativeTransformer) -> KVCache:
+    return ContiguousKVCache(native.config, SLOTS, MAX_LEN, torch.float32, 16)
+
+
+def paged(native: NativeTransformer) -> PagedKVCache:
+    blocks = -(-MAX_LEN // 8)
+    cache = PagedKVCache(native.config, SLOTS * blocks, 8, SLOTS, MAX_LEN, torch.float32, "cpu")
+    order = np.random.default_rng(1).permutation(SLOTS * blocks).reshape(SLOTS, blocks)
+    for slot in range(SLOTS):
+        cache.set_blocks(slot, order[slot].tolist())
+    return cache
+
+
+def tokens_of(sequence: int, length: int) -> np.ndarray:
+    return np.random.default_rng(sequence).integers(0, 131, length)
+
+
+def forward(
+    native: NativeTransformer, cache: KVCache, pieces: list[tuple[int, int, int]]
+) -> torch.Tensor:
+    """Logits of (sequence, from, to) pieces as one batch; a sequence's number is its slot."""
+    batch = ForwardBatch.build(
+        np.concatenate([tokens_of(n, MAX_LEN)[start:end] for n, start, end in pieces]),
+        np.array([end - start for _, start, end in pieces]),
+        np.array([start for _, start, _ in pieces]),
+        np.array([n for n, _, _ in pieces]),
+        None,
+        "cpu",
+    )
+    return native.forward(batch, cache)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[list[tuple[int, int, int]]]:
+    """Batches that bring some sequences forward by pieces of all sizes."""
+    done = [0] * SLOTS
+    batches = []
+    for _ in range(draw(st.integers(1, 8))):
+        numbers = draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, unique=True))
+        batch = []
+        for number in numbers:
+            rows = min(draw(st.sampled_from([1, 2, 5, 9, 13, 40, 90])), MAX_LEN - done[number])
+            if rows:
+                batch.append((number, done[number], done[number] + rows))
+                done[number] += rows
+        if batch:
+            batches.append(batch)
+    return batches
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(batches=histories(), threads=st.sampled_from([1, 2, 3]))
+def test_a_row_has_the_same_bits_in_every_batch_layout_and_number_of_threads(
+    native: NativeTransformer, batches: list[list[tuple[int, int, int]]], threads: int
+) -> None:
+    torch.set_num_threads(1)
+    alone = contiguous(native)
+    whole = {number: forward(native, alone, [(number, 0, MAX_LEN)]) for number in range(SLOTS)}
+    torch.set_num_threads(threads)
+    for cache in (contiguous(native), paged(native)):
+        for pieces in batches:
+            logits = forward(native, cache, pieces)
+            expected = torch.cat([whole[number][start:end] for number, start, end in pieces])
+            assert torch.equal(logits, expected)
+
+
+def test_only_the_rows_of_the_batch_are_written(native: NativeTransformer) -> None:
+    cache = paged(native)
+    cache.pool.fill_(7.0)
+    forward(native, cache, [(2, 0, 30), (4, 0, 3)])
+    written = (cache.pool != 7.0).any(dim=(0, 3, 4, 5))
+    expected = torch.zeros_like(written)
+    for slot, length in ((2, 30), (4, 3)):
+        for place in cache.row_places(np.full(length, slot), np.arange(length)).tolist():
+            expected[place // 8, place % 8] = True
+    assert torch.equal(written, expected)
+
+
+def test_keys_beyond_a_sequence_are_not_read(native: NativeTransformer) -> None:
+    clean, dirty = paged(native), paged(native)
+    dirty.pool.fill_(torch.nan)
+    pieces = [(0, 0, 41), (3, 0, 17)]
+    assert torch.equal(forward(native, dirty, pieces), forward(native, clean, pieces))
+
+
+def test_positions_without_a_block_are_refused(native: NativeTransformer) -> None:
+    cache = paged(native)
+    cache.clear(3)
+    with pytest.raises(ValueError, match="slot 3 has no block for position 0"):
+        forward(native, cache, [(1, 0, 5), (3, 0, 5)])
+
+
+def test_the_time_of_each_phase_is_told_on_request(native: NativeTransformer) -> None:
+    seconds = native.seconds = np.zeros(len(PHASES))
+    try:
+        forward(native, contiguous(native), [(0, 0, 64)])
+    finally:
+        native.seconds = None
+    assert dict(zip(PHASES, seconds > 0, strict=True)) == dict.fromkeys(PHASES, True)
