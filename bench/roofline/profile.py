@@ -13,6 +13,7 @@ import torch
 from bench.roofline.bounds import step_seconds
 from bench.roofline.models import ModelCost
 from bench.roofline.rates import Rates
+from pdv_mp.memory.huge_pages import huge_buffer
 from pdv_mp.memory.kv_cache import ContiguousKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
@@ -75,7 +76,7 @@ class Profiler:
         """Steps have at most ``most`` sequences of at most ``context`` tokens."""
         library = native_library()
         manifest = panel_manifest(config, library.lanes)
-        panels = Weights(manifest, torch.empty(manifest.nbytes, dtype=torch.uint8))
+        panels = Weights(manifest, huge_buffer(manifest.nbytes))
         weights = random_weights(config, torch.float32, "cpu", seed=0)
         fill_panels(config, weights, panels, library.lanes)
         self._config = config

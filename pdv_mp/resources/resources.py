@@ -16,6 +16,7 @@ from pdv_mp.emulation.emulator import Emulator
 from pdv_mp.graphs.capture import CudaCapture
 from pdv_mp.graphs.graph_steps import GraphSteps
 from pdv_mp.memory.attention_plan import AttentionPlan
+from pdv_mp.memory.huge_pages import huge_buffer
 from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
@@ -359,7 +360,7 @@ def _load(
         fill(model.role, weights)
     if plan.kernels is not None:
         manifest = plan.manifest(model)
-        panels = Weights(manifest, torch.empty(manifest.nbytes, dtype=torch.uint8))
+        panels = Weights(manifest, huge_buffer(manifest.nbytes))
         fill_panels(shape, weights, panels, plan.kernels.lanes)
         return _own_model(plan, shape, panels, pack=False)
     return _own_model(plan, shape, weights, pack=can_pack(plan.dtype, plan.device))

@@ -7,6 +7,7 @@
 // Names and shapes are those of transformer.py; layouts.py holds the same structs for Python.
 
 #include <omp.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -198,6 +199,9 @@ class Shares {
     if (seconds_) since_ = omp_get_wtime();
   }
 
+  // Tell how many threads there are, which may be fewer than were asked for.
+  void begin(int threads) { threads_ = threads; }
+
   template <typename Work>
   void run(int step, Phase phase, int thread, int64_t parts, Work work) {
     for (int other = 0; other < threads_; ++other) {
@@ -210,7 +214,7 @@ class Shares {
         work(part);
       }
     }
-#pragma omp barrier
+    wait();
     if (seconds_ && thread == 0) {
       const double now = omp_get_wtime();
       seconds_[phase] += now - since_;
@@ -221,10 +225,38 @@ class Shares {
   static constexpr int STRIDE = 8;  // a cache line each
 
  private:
+  // Until all threads are here. They come within microseconds of each other, a hundred times in a
+  // step: to sleep would take longer. Only where another process has the core, it is left alone.
+  void wait() {
+    const int64_t round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int turn = 0; round_.load(std::memory_order_acquire) == round; ++turn) {
+      if (turn < TURNS) {
+        pause();
+      } else {
+        sched_yield();
+      }
+    }
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  static constexpr int TURNS = 2000;  // some 50 microseconds
+
   std::atomic<int64_t>* next_;
   int threads_;
   double* seconds_;  // of each phase, null: not wanted
   double since_ = 0;
+  alignas(64) std::atomic<int64_t> round_{0};
+  alignas(64) std::atomic<int> arrived_{0};
 };
 
 // What becomes of a product: `scale` each row first (null: no), then add the bias.
@@ -653,6 +685,8 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
 
 #pragma omp parallel num_threads(threads)
   {
+#pragma omp single
+    shares.begin(omp_get_num_threads());
     const int thread = omp_get_thread_num();
     int step = 0;
     float* hidden = space.hidden;
