@@ -105,12 +105,16 @@ def device_rows(rows: Rows) -> Rows:
 
 
 def validation_rows(trials: Sequence[Trial]) -> Rows:
-    """Emulated over measured rates by topology and concurrency, paired by blocks."""
+    """Emulated over measured rates by topology and concurrency, paired by blocks; ``cycles`` is the
+    same of cycles, which do not depend on how many drafts the texts let pass."""
     rates: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
+    found: dict[tuple[str, int], dict[str, list[Trial]]] = {}
     for trial in trials:
         if trial.study == "validation" and trial.rate:
             kinds = rates.setdefault((trial.setup, trial.concurrency), {})
             kinds.setdefault(trial.kind, {})[trial.block] = trial.rate
+            places = found.setdefault((trial.setup, trial.concurrency), {})
+            places.setdefault(trial.kind, []).append(trial)
     rows = []
     for (setup, concurrency), kinds in rates.items():
         blocks = sorted(kinds.get("emulated", {}).keys() & kinds.get("measured", {}).keys())
@@ -126,12 +130,22 @@ def validation_rows(trials: Sequence[Trial]) -> Rows:
             "measured": statistics.geometric_mean(measured),
         }
         row["ratio"] = row["emulated"] / row["measured"]
+        of = found[setup, concurrency]
+        row["emulated_tokens"] = _tokens_per_cycle(of["emulated"])
+        row["measured_tokens"] = _tokens_per_cycle(of["measured"])
+        row["cycles"] = row["ratio"] * row["measured_tokens"] / row["emulated_tokens"]
         row["low"] = row["high"] = None
         if len(blocks) >= MIN_BLOCKS:
             ratio = paired_ratio(emulated, measured, ALPHA)
             row["low"], row["high"] = ratio.low, ratio.high
         rows.append(row)
     return rows
+
+
+def _tokens_per_cycle(trials: Sequence[Trial]) -> float:
+    """Of a request, with all its drafts."""
+    drafted = sum(trial.drafted for trial in trials)
+    return 1 + trials[0].k * sum(trial.accepted for trial in trials) / drafted if drafted else 1.0
 
 
 def waits(trials: Sequence[Trial]) -> tuple[float, float] | None:

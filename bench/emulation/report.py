@@ -32,7 +32,7 @@ PAGE = "emulated.md"
 
 _HEAD = """# Emulated devices
 
-**Everything here is emulated**: the models' steps take the time that a cost table says, and compute
+**Everything here is emulated**, but for what is called measured: the models' steps take the time that a cost table says, and compute
 nothing. Processes, messages, scheduling and accounts are real, on the machine that made this page.
 
 The law, written down before each measurement (predictions.json):
@@ -103,7 +103,10 @@ def _validation(rows: Rows, pictures: list[Picture | None]) -> list[str]:
         return []
     pictures.append(figures.validation_picture(rows))
     table = markdown(
-        ("topology", "C", "blocks", "emulated", "measured", "emulated ÷ measured"),
+        (
+            *("topology", "C", "blocks", "emulated", "measured", "emulated ÷ measured"),
+            *("tokens/cycle emulated", "tokens/cycle measured", "cycles/s emulated ÷ measured"),
+        ),
         [
             (
                 row["setup"],
@@ -112,6 +115,9 @@ def _validation(rows: Rows, pictures: list[Picture | None]) -> list[str]:
                 f"{row['emulated']:.0f}",
                 f"{row['measured']:.0f}",
                 _interval(row),
+                f"{row['emulated_tokens']:.2f}",
+                f"{row['measured_tokens']:.2f}",
+                f"{row['cycles']:.3f}",
             )
             for row in rows
         ],
