@@ -53,6 +53,10 @@ class Answer(Response):
         """There may be something to do."""
         self._news.set()
 
+    def _heard(self) -> None:
+        """The backend has something new of one of our requests."""
+        self._news.set()
+
     def overdue(self, now: float) -> bool:
         """Whether it has been silent for so long that it should say that it lives."""
         return False
@@ -115,7 +119,7 @@ class Answer(Response):
         generation = self._service.backend.generate(
             prompt,
             params,
-            self._news.set,
+            self._heard,
             stream=job.stream or job.wants_tokens,
             timeline=job.timeline,
             add_special_tokens=job.add_special_tokens,

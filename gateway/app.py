@@ -9,29 +9,27 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 import pdv_mp
 from gateway import documentation
 from gateway.answers import Answer
-from gateway.errors import ApiError, api_error
+from gateway.direct_routes import DirectRoute, DirectRoutes
+from gateway.errors import ApiError
+from gateway.exceptions import EXPECTED, error_of
 from gateway.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from gateway.guard import Refused
 from gateway.health import health_fault, server_info
 from gateway.jobs import chat_job, chat_prompt, completion_job
 from gateway.service import GatewayService
 from gateway.streamed_answer import StreamedAnswer
 from gateway.whole_answer import WholeAnswer
-from pdv_mp.client.client_core import ServerError, ServerUnreachable
 from pdv_mp.metrics.exposition import CONTENT_TYPE, exposition
-from pdv_mp.sampling_params import ParameterError
 
 logger = logging.getLogger(__name__)
 
 
-def make_app(service: GatewayService) -> FastAPI:
+def make_app(service: GatewayService) -> ASGIApp:
     """The application over a running service."""
     app = FastAPI(
         title="pdv_mp",
@@ -42,14 +40,15 @@ def make_app(service: GatewayService) -> FastAPI:
         responses=documentation.ERRORS,
     )
     _add_error_handlers(app)
-    _add_completions(app, service)
+    completions = _completion_routes(service)
+    for path, route in completions.items():
+        app.post(path, responses=documentation.STREAM)(route.handler)
     _add_texts(app, service)
     _add_facts(app, service)
-    return app
+    return DirectRoutes(app, completions)
 
 
-def _add_completions(app: FastAPI, service: GatewayService) -> None:
-    @app.post("/v1/completions", responses=documentation.STREAM)
+def _completion_routes(service: GatewayService) -> dict[str, DirectRoute]:
     async def completions(body: CompletionRequest) -> Response:
         """Complete a prompt."""
         service.check_serving()
@@ -57,13 +56,17 @@ def _add_completions(app: FastAPI, service: GatewayService) -> None:
         job = completion_job(body, card)
         return _answer(job.stream)(service, job, card)
 
-    @app.post("/v1/chat/completions", responses=documentation.STREAM)
     async def chat_completions(body: ChatRequest) -> Response:
         """Write the next message of a chat."""
         service.check_serving()
         card = await service.cards.get()
         job = chat_job(body, card)
         return _answer(job.stream)(service, job, card)
+
+    return {
+        "/v1/completions": DirectRoute(CompletionRequest, completions),
+        "/v1/chat/completions": DirectRoute(ChatRequest, chat_completions),
+    }
 
 
 def _answer(stream: bool) -> Callable[..., Answer]:
@@ -150,57 +153,9 @@ def _json(value: Any) -> Response:
 
 def _add_error_handlers(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
-        return _error(api_error(error))
+        found = error_of(error)
+        headers = {name.decode(): value.decode() for name, value in found.headers()}
+        return Response(found.body(), found.status, headers)
 
-    async def refused(request: Request, error: Exception) -> Response:
-        return _error(_of_framework(error))
-
-    async def bad_parameter(request: Request, error: Exception) -> Response:
-        return _error(ApiError("bad_request", str(error), str(error).partition(" ")[0]))
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        return _error(_first_fault(error))
-
-    async def crashed(request: Request, error: Exception) -> Response:
-        return _error(ApiError("internal", "a fault in the gateway; its log has more"))
-
-    for kind in (ApiError, ServerError, ServerUnreachable):
+    for kind in (*EXPECTED, Exception):
         app.add_exception_handler(kind, failed)
-    app.add_exception_handler(ParameterError, bad_parameter)
-    app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, crashed)
-
-
-def _error(error: ApiError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error.body(), error.status, headers)
-
-
-def _of_framework(error: Exception) -> ApiError:
-    """What the framework refused: a path, a method, a body that is no JSON."""
-    if isinstance(error, Refused):
-        return error.error
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 404:
-        return ApiError("not_found", "there is nothing at this path")
-    if status == 405:
-        return ApiError("method_not_allowed", "this path does not take this method")
-    if status < 500:
-        return ApiError("bad_request", "the body cannot be read as JSON")
-    return ApiError("internal", "a fault in the gateway; its log has more")
-
-
-def _first_fault(error: Exception) -> ApiError:
-    """The first of the faults that were found in a body."""
-    faults = error.errors() if isinstance(error, RequestValidationError) else []
-    if not faults:
-        return ApiError("bad_request", "the body is not as documented")
-    where, message = faults[0]["loc"], str(faults[0]["msg"])
-    if faults[0]["type"] == "json_invalid":
-        return ApiError("bad_request", "the body is not valid JSON")
-    names = [str(name) for name in where[1:]]
-    if not names:
-        return ApiError("bad_request", "the body must be a JSON object")
-    message = message[:1].lower() + message[1:]
-    return ApiError("bad_request", f"{'.'.join(names)[:200]}: {message}", names[0][:200])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from gateway.errors import ApiError
@@ -43,14 +44,14 @@ class ChunkWriter:
         end = f',"usage":{usage}}}\n\n' if usage else self._no_usage
         if not self._chat:
             return (
-                f'{self._start}{index},"text":{json.dumps(text)},"logprobs":{logprobs},'
+                f'{self._start}{index},"text":{quoted(text)},"logprobs":{logprobs},'
                 f'"finish_reason":{finish}{more}}}]{end}'
             )
         if index not in self._spoken:
             self._spoken.add(index)
-            delta = f'{{"role":"assistant","content":{json.dumps(text)}}}'
+            delta = f'{{"role":"assistant","content":{quoted(text)}}}'
         elif text or finish == "null":
-            delta = f'{{"content":{json.dumps(text)}}}'
+            delta = f'{{"content":{quoted(text)}}}'
         else:
             delta = "{}"
         return (

@@ -6,7 +6,9 @@ import asyncio
 import hmac
 import re
 import secrets
+import sys
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -67,8 +69,12 @@ class Guard:
             request_id = secrets.token_hex(16)
         header = (b"x-request-id", request_id.encode())
 
+        begun = False
+
         async def named(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
@@ -77,7 +83,13 @@ class Guard:
         except ApiError as error:
             await respond(named, error)
             return
-        await self._app(scope, _Body(receive, self._limits).receive, named)
+        try:
+            await self._app(scope, _Body(receive, self._limits).receive, named)
+        except Exception:
+            if not begun:
+                message = "a fault in the gateway; its log has more"
+                await respond(named, ApiError("internal", message))
+            raise  # for the log
 
     def _check(self, scope: Scope, headers: _Headers) -> None:
         if len(scope["headers"]) > MAX_HEADERS or headers.size > MAX_HEADER_BYTES:
@@ -132,8 +144,7 @@ class _Body:
         if self._complete:
             return await self._receive()
         try:
-            left = max(0.0, self._deadline - time.monotonic())
-            message = await asyncio.wait_for(self._receive(), left)
+            message = await _by(self._deadline, self._receive())
         except asyncio.TimeoutError:
             seconds = f"{self._limits.body_seconds:g}"
             error = ApiError("timeout", f"the body did not arrive within {seconds} seconds")
@@ -144,6 +155,15 @@ class _Body:
                 raise Refused(_too_large(self._limits))
             self._complete = not message.get("more_body", False)
         return message
+
+
+async def _by(deadline: float, work: Awaitable[Message]) -> Message:
+    """What is awaited. Raises asyncio.TimeoutError when ``time.monotonic`` is past the deadline."""
+    left = max(0.0, deadline - time.monotonic())
+    if sys.version_info >= (3, 11):
+        async with asyncio.timeout(left):  # no task is made for it
+            return await work
+    return await asyncio.wait_for(work, left)
 
 
 def _too_large(limits: Limits) -> ApiError:

@@ -8,6 +8,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gateway.body_writer import EXTENSION, BodyWriter
 from gateway.errors import ApiError
 from gateway.guard import Limits
 
@@ -36,6 +37,13 @@ class HttpConnection(H11Protocol):
             self._forget_headers()
         elif self.cycle is None or self.cycle.response_complete:
             self._expect_headers()
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:  # its task has not begun
+            writer: dict[Any, Any] = {EXTENSION: BodyWriter(self.cycle)}
+            self.scope["extensions"] = writer
 
     def pause_writing(self) -> None:
         super().pause_writing()

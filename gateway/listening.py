@@ -18,7 +18,7 @@ BACKLOG = 1024
 def listen(address: str, port: int) -> socket.socket:
     """A listening socket on an IP address. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))

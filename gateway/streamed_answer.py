@@ -8,15 +8,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from gateway.answers import Answer, Disconnected
+from gateway.body_writer import EXTENSION, BodyWriter
 from gateway.chunks import DONE, KEEP_ALIVE, ChunkWriter, error_event
 from gateway.errors import ApiError, api_error
 from gateway.jobs import Job
 from gateway.measures import usage
 from gateway.token_logprobs import origins
-from pdv_mp.client.client_core import Completion, Generation, ServerError, ServerUnreachable
+from pdv_mp.client.client_core import (
+    Chunk,
+    Completion,
+    Generation,
+    ServerError,
+    ServerUnreachable,
+)
 
 HEADERS_AFTER_SECONDS = 1.0
 """A stream begins with its first token, so that a refusal has its status; at the latest after this
@@ -36,6 +43,16 @@ class StreamedAnswer(Answer):
 
     _begun = False
     _last_sent = math.inf
+    _writer: BodyWriter | None = None
+    _only: Generation | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._writer = scope.get("extensions", {}).get(EXTENSION)
+        await super().__call__(scope, receive, send)
+
+    def _heard(self) -> None:
+        if not self._write_at_once():
+            super()._heard()
 
     def overdue(self, now: float) -> bool:
         patience = KEEP_ALIVE_SECONDS if self._begun else HEADERS_AFTER_SECONDS
@@ -51,6 +68,7 @@ class StreamedAnswer(Answer):
             usage=job.include_usage,
         )
         self._last_sent = time.monotonic()
+        self._needs_pieces = job.logprobs is not None or job.wants_tokens
         self._sent_tokens = [0] * (len(job.prompts) * job.n)
         await self._start()
         try:
@@ -77,7 +95,12 @@ class StreamedAnswer(Answer):
                 break
             if not lines and self.overdue(time.monotonic()):
                 await self._write(send, KEEP_ALIVE)
+            if len(self._generations) == 1 and not (
+                self._needs_pieces or self._job.discards_output
+            ):
+                self._only = self._generations[0]
             await self._wait()
+            self._only = None
         completions = [g.completion for g in self._generations if g.completion is not None]
         end = b""
         if _wants_summary(self._job):
@@ -111,40 +134,58 @@ class StreamedAnswer(Answer):
                 return
             await self._wait()
 
+    def _write_at_once(self) -> bool:
+        """Write what the only request of this answer has new, in the backend's callback: to wake
+        the task for it costs as much as all else. False if the task is needed: to begin, to end, to
+        wait for the client, or since it is at work."""
+        generation, writer = self._only, self._writer
+        if generation is None or writer is None or generation.finished or self._gone:
+            return False
+        if not (self._begun and writer.ready):
+            return False
+        lines = [self._event(0, chunk) for chunk in generation.chunks]
+        generation.chunks.clear()
+        if lines:
+            writer.write("".join(lines).encode())
+            self._last_sent = time.monotonic()
+        return True
+
+    def _event(
+        self,
+        index: int,
+        chunk: Chunk,
+        *,
+        logprobs: str = "null",
+        finish: str = "null",
+        more: str = "",
+    ) -> str:
+        """One event, of tokens that are counted as sent."""
+        self._sent_tokens[index] += len(chunk.ids)
+        usage_json = self._usage_so_far() if self._job.continuous_usage else ""
+        return self._events.text(
+            index, chunk.text, logprobs=logprobs, finish=finish, more=more, usage=usage_json
+        )
+
     async def _advance(self, index: int, generation: Generation, lines: list[str]) -> bool:
         """Write what a request has new; whether it has ended."""
         job, chunks = self._job, generation.chunks
-        rich = job.logprobs is not None or job.wants_tokens
         while chunks:
             chunk = chunks.popleft()
-            last = not chunks and generation.completion is not None
+            completion = None if chunks else generation.completion
             if job.discards_output:
                 continue
             logprobs, more = "null", ""
-            if rich:
+            if self._needs_pieces:
                 await self._learn_of(chunk)
                 logprobs = self._logprobs(index, chunk)
                 if job.wants_tokens:
                     more = f',"pdv":{origins(self._service.pieces, chunk.ids, chunk.drafted)}'
-            self._sent_tokens[index] += len(chunk.ids)
-            usage_json = self._usage_so_far() if job.continuous_usage else ""
-            if last and generation.completion is not None:
-                finish = self._finish(generation.completion)
-                more += _stop_reason(generation.completion)
-                lines.append(
-                    self._events.text(
-                        index,
-                        chunk.text,
-                        logprobs=logprobs,
-                        finish=finish,
-                        more=more,
-                        usage=usage_json,
-                    )
-                )
+            if completion is not None:
+                finish = self._finish(completion)
+                more += _stop_reason(completion)
+                lines.append(self._event(index, chunk, logprobs=logprobs, finish=finish, more=more))
                 return True
-            lines.append(
-                self._events.text(index, chunk.text, logprobs=logprobs, more=more, usage=usage_json)
-            )
+            lines.append(self._event(index, chunk, logprobs=logprobs, more=more))
         if generation.error is not None:
             raise generation.error
         completion = generation.completion

@@ -83,17 +83,16 @@ def unpack(frame: bytes, max_containers: int | None = None) -> dict[str, Any]:
 
     Raises ProtocolError.
     """
-    limit = len(frame) if max_containers is None else max_containers
-    counter = _ContainerCounter(limit)
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique_text_keys}
+    if max_containers is not None:
+        counter = _ContainerCounter(max_containers)
+        hooks = {
+            "object_pairs_hook": counter.count_map,
+            "list_hook": counter.count,
+            "max_map_len": max_containers,
+        }
     try:
-        fields = msgpack.unpackb(
-            frame,
-            raw=False,
-            max_map_len=limit,
-            list_hook=counter.count,
-            object_pairs_hook=counter.count_map,
-            ext_hook=_refuse_extension,
-        )
+        fields = msgpack.unpackb(frame, raw=False, ext_hook=_refuse_extension, **hooks)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ProtocolError(
             ErrorCode.BAD_REQUEST, f"the message is not a msgpack map of protocol 1: {error}"
