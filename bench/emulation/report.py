@@ -32,8 +32,9 @@ PAGE = "emulated.md"
 
 _HEAD = """# Emulated devices
 
-**Everything here is emulated**, but for what is called measured: the models' steps take the time that a cost table says, and compute
-nothing. Processes, messages, scheduling and accounts are real, on the machine that made this page.
+**Everything here is emulated**, but for what is called measured: the models' steps take the time
+that a cost table says, and compute nothing. Processes, messages, scheduling and accounts are real,
+on the machine that made this page.
 
 The law, written down before each measurement (predictions.json):
 
