@@ -19,8 +19,9 @@ from pdv_mp.emulation.device_name import is_emulated
 from pdv_mp.model.errors import ModelError
 
 DRAFT_LENGTH = 4
-PROMPTS, TOKENS = 24, 64
-"""How many held-out prompts are completed, and with how many tokens, to measure the acceptance."""
+PROMPTS, TOKENS = 96, 64
+"""How many held-out prompts at least are completed, and with how many tokens, to measure the
+acceptance: from all files, whose kinds of text differ in it."""
 
 
 @click.command(context_settings={"max_content_width": 100, "show_default": True})
@@ -162,7 +163,8 @@ def _acceptance() -> float:
     from bench.emulation.calibration import acceptance_of
     from bench.load.held_out import HeldOut, tokenizer_of
 
-    prompts = HeldOut(tokenizer_of(None)).windows(128)[:PROMPTS]
+    windows = HeldOut(tokenizer_of(None)).windows(128)
+    prompts = windows[:: max(1, len(windows) // PROMPTS)]
     tasks = [Task(number, 0.0, 0) for number in range(len(prompts))]
     drafted, accepted, cycles = serve("gumbel", prompts, tasks, DRAFT_LENGTH, TOKENS).sum(axis=0)
     click.echo(f"{accepted} of {drafted} draft tokens kept in {cycles} cycles", err=True)
