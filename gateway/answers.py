@@ -17,6 +17,7 @@ from gateway.errors import ApiError, api_error
 from gateway.jobs import Job, new_id
 from gateway.measures import metrics, usage_of
 from gateway.model_card import ModelCard
+from gateway.stream_writer import StreamWriter
 from gateway.token_logprobs import LogprobsWriter, ids_in
 from pdv_mp.client.client_core import Chunk, Completion, Generation, ServerError, ServerUnreachable
 from pdv_mp.sampling_params import ParameterError
@@ -30,8 +31,8 @@ class Disconnected(Exception):
 
 
 class Answer(Response):
-    """Runs one call as its own response. One task waits for what the server sends and for the end
-    of the connection; leaving it in any way cancels what is still open."""
+    """Runs one call as its own response. Its task waits for what the server sends, and is woken
+    when the connection ends; leaving it in any way cancels what is still open."""
 
     def __init__(self, service: GatewayService, job: Job, card: ModelCard) -> None:
         super().__init__()
@@ -63,8 +64,7 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        hangup = asyncio.ensure_future(receive())
-        hangup.add_done_callback(self._hung_up)
+        StreamWriter.of(scope).on_hangup(self._hung_up)
         self._service.begin(self)
         try:
             await self._run(send)
@@ -76,15 +76,12 @@ class Answer(Response):
             await respond(send, _bad_parameter(error))
         finally:
             self._service.end(self)
-            hangup.cancel()
             for generation in self._generations:
                 self._service.backend.abandon(generation)
 
-    def _hung_up(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled():
-            future.exception()
-            self._gone = True
-            self._news.set()
+    def _hung_up(self) -> None:
+        self._gone = True
+        self._news.set()
 
     async def _run(self, send: Send) -> None:
         raise NotImplementedError

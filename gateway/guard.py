@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.answers import respond
 from gateway.errors import ApiError
+from gateway.stream_writer import StreamWriter
 
 OPEN_PATHS = frozenset(("/health", "/"))
 """Served without a key: a sign of life, and the page, which asks for one. Nothing else is, whatever
@@ -69,12 +70,11 @@ class Guard:
             request_id = secrets.token_hex(16)
         header = (b"x-request-id", request_id.encode())
 
-        begun = False
+        writer = StreamWriter.of(scope)
+        writer.headers.append(header)
 
         async def named(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
@@ -86,14 +86,16 @@ class Guard:
         try:
             await self._app(scope, _Body(receive, self._limits).receive, named)
         except Exception:
-            if not begun:
+            if not writer.begun:
                 message = "a fault in the gateway; its log has more"
                 await respond(named, ApiError("internal", message))
             raise  # for the log
 
     def _check(self, scope: Scope, headers: _Headers) -> None:
+        if headers.num_hosts != 1 and (headers.num_hosts or scope["http_version"] == "1.1"):
+            raise ApiError("bad_request", "a request must have one Host header")
         if len(scope["headers"]) > MAX_HEADERS or headers.size > MAX_HEADER_BYTES:
-            raise ApiError("headers_too_large", f"headers are over {MAX_HEADER_BYTES} bytes")
+            raise headers_too_large()
         if headers.raw(b"transfer-encoding") and headers.raw(b"content-length"):
             message = "Content-Length and Transfer-Encoding exclude each other"
             raise ApiError("bad_request", message)
@@ -122,6 +124,7 @@ class _Headers:
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._headers = dict(reversed(headers))
         self.size = sum(len(name) + len(value) for name, value in headers)
+        self.num_hosts = sum(name == b"host" for name, _ in headers)
 
     def raw(self, name: bytes) -> bytes:
         return self._headers.get(name, b"")
@@ -164,6 +167,11 @@ async def _by(deadline: float, work: Awaitable[Message]) -> Message:
         async with asyncio.timeout(left):  # no task is made for it
             return await work
     return await asyncio.wait_for(work, left)
+
+
+def headers_too_large() -> ApiError:
+    """For a request whose headers are over a limit."""
+    return ApiError("headers_too_large", f"headers are over {MAX_HEADER_BYTES} bytes")
 
 
 def _too_large(limits: Limits) -> ApiError:

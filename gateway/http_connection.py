@@ -1,19 +1,27 @@
-"""One HTTP connection: uvicorn's, with limits on how long a client may say or read nothing."""
+"""One HTTP connection: uvicorn's, with limits on how long a client may say or read nothing.
+
+The parser is httptools' (llhttp). It sets no limit to the size of headers, which is counted here;
+and it takes no body of a request that offers another protocol, as Java's client does with each
+first one. Such a request is parsed once more without its offer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.body_writer import EXTENSION, BodyWriter
 from gateway.errors import ApiError
-from gateway.guard import Limits
+from gateway.guard import MAX_HEADER_BYTES, Limits, headers_too_large
+from gateway.stream_writer import StreamWriter
+
+_OFFERS = frozenset((b"connection", b"upgrade", b"http2-settings"))
+_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
-class HttpConnection(H11Protocol):
+class HttpConnection(HttpToolsProtocol):
     """Ends itself when its client is too slow."""
 
     def __init__(self, limits: Limits, *arguments: Any, **keywords: Any) -> None:
@@ -21,6 +29,8 @@ class HttpConnection(H11Protocol):
         self._limits = limits
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._unanswered: list[StreamWriter] = []  # the first is being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,22 +38,68 @@ class HttpConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        for writer in self._unanswered:
+            writer.hang_up()
+        self._unanswered.clear()
         self._stop_timers()
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
-        super().data_received(data)
-        if self.cycle is not before:
+        self._head_bytes += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self._refuse(headers_too_large())
+        elif self.cycle is not before:
             self._forget_headers()
         elif self.cycle is None or self.cycle.response_complete:
             self._expect_headers()
 
-    def handle_events(self) -> None:
-        before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:  # its task has not begun
-            writer: dict[Any, Any] = {EXTENSION: BodyWriter(self.cycle)}
-            self.scope["extensions"] = writer
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._head_without_offer() + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        closes = any(b"close" in value for name, value in self.headers if name == b"connection")
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _OFFERS]
+        if closes:
+            lines.append(b"connection: close")
+        return b"\r\n".join((*lines, b"", b""))
+
+    def _is_offer(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        if self._is_offer():
+            return
+        super().on_headers_complete()
+        self._unanswered.append(StreamWriter.attach(self.cycle))  # its task has not begun
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0  # what comes without a body may be trailers, which are bounded too
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        if self._is_offer():
+            return
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._unanswered:
+            del self._unanswered[0]
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -60,20 +116,18 @@ class HttpConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an answer in the form of all others."""
-        error = ApiError("bad_request", "this is not a valid HTTP request")
-        body = error.body()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            for event in (
-                h11.Response(status_code=error.status, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+        self._refuse(ApiError("bad_request", "this is not a valid HTTP request"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer what never becomes a request, unless another answer has begun; and end."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            body = error.body()
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b"
+                % (error.status, _REASONS[error.status], len(body), body)
+            )
         self.transport.close()
 
     def _expect_headers(self) -> None:

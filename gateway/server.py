@@ -14,7 +14,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.app import make_app
-from gateway.guard import MAX_HEADER_BYTES, Guard, Limits
+from gateway.guard import Guard, Limits
 from gateway.http_connection import HttpConnection
 from gateway.listening import BACKLOG
 from gateway.service import GatewayService
@@ -56,7 +56,6 @@ class HttpServer:
             date_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         self._config.load()
         self._server: asyncio.Server | None = None

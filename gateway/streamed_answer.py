@@ -11,11 +11,11 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from gateway.answers import Answer, Disconnected
-from gateway.body_writer import EXTENSION, BodyWriter
 from gateway.chunks import DONE, KEEP_ALIVE, ChunkWriter, error_event
 from gateway.errors import ApiError, api_error
 from gateway.jobs import Job
 from gateway.measures import usage
+from gateway.stream_writer import StreamWriter
 from gateway.token_logprobs import origins
 from pdv_mp.client.client_core import (
     Chunk,
@@ -41,13 +41,13 @@ _HEADERS = [
 class StreamedAnswer(Answer):
     """Server-sent events, one for each ``tokens`` message, as many in one write as there are."""
 
-    _begun = False
+    _writer: StreamWriter
     _last_sent = math.inf
-    _writer: BodyWriter | None = None
     _only: Generation | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._writer = scope.get("extensions", {}).get(EXTENSION)
+        self._writer = StreamWriter.of(scope)
+        self._writer.headers += _HEADERS
         await super().__call__(scope, receive, send)
 
     def _heard(self) -> None:
@@ -55,7 +55,7 @@ class StreamedAnswer(Answer):
             super()._heard()
 
     def overdue(self, now: float) -> bool:
-        patience = KEEP_ALIVE_SECONDS if self._begun else HEADERS_AFTER_SECONDS
+        patience = KEEP_ALIVE_SECONDS if self._writer.begun else HEADERS_AFTER_SECONDS
         return now - self._last_sent >= patience
 
     async def _run(self, send: Send) -> None:
@@ -72,14 +72,14 @@ class StreamedAnswer(Answer):
         self._sent_tokens = [0] * (len(job.prompts) * job.n)
         await self._start()
         try:
-            await self._stream(send)
+            await self._stream()
         except (ApiError, ServerError, ServerUnreachable) as error:
-            if not self._begun:
+            if not self._writer.begun:
                 raise
-            await self._write(send, error_event(api_error(error)) + DONE, more=False)
+            await self._write(error_event(api_error(error)) + DONE, last=True)
 
-    async def _stream(self, send: Send) -> None:
-        await self._echo(send)
+    async def _stream(self) -> None:
+        await self._echo()
         open_ones = dict(enumerate(self._generations))
         while open_ones:
             self._news.clear()
@@ -90,11 +90,11 @@ class StreamedAnswer(Answer):
                         del open_ones[index]
             finally:
                 if lines:  # also before an error
-                    await self._write(send, "".join(lines).encode())
+                    await self._write("".join(lines).encode())
             if not open_ones:
                 break
             if not lines and self.overdue(time.monotonic()):
-                await self._write(send, KEEP_ALIVE)
+                await self._write(KEEP_ALIVE)
             if len(self._generations) == 1 and not (
                 self._needs_pieces or self._job.discards_output
             ):
@@ -105,7 +105,7 @@ class StreamedAnswer(Answer):
         end = b""
         if _wants_summary(self._job):
             end = self._events.last(self._summary_fields(completions)).encode()
-        await self._write(send, end + DONE, more=False)
+        await self._write(end + DONE, last=True)
 
     def _summary_fields(self, completions: Sequence[Completion]) -> dict[str, Any]:
         fields = self._summary(completions)
@@ -113,7 +113,7 @@ class StreamedAnswer(Answer):
             del fields["usage"]
         return fields
 
-    async def _echo(self, send: Send) -> None:
+    async def _echo(self) -> None:
         if not self._job.echo:
             return
         await self._first_news()
@@ -121,7 +121,7 @@ class StreamedAnswer(Answer):
             self._events.text(index, self._prompt_texts[index // self._job.n])
             for index in range(len(self._generations))
         ]
-        await self._write(send, "".join(lines).encode())
+        await self._write("".join(lines).encode())
 
     async def _first_news(self) -> None:
         """Until every request has something to show, or one was refused."""
@@ -136,12 +136,10 @@ class StreamedAnswer(Answer):
 
     def _write_at_once(self) -> bool:
         """Write what the only request of this answer has new, in the backend's callback: to wake
-        the task for it costs as much as all else. False if the task is needed: to begin, to end, to
-        wait for the client, or since it is at work."""
+        the task for it costs as much as all else. False if the task is needed: to end, to wait for
+        the client, or since it is at work."""
         generation, writer = self._only, self._writer
-        if generation is None or writer is None or generation.finished or self._gone:
-            return False
-        if not (self._begun and writer.ready):
+        if generation is None or generation.finished or self._gone or not writer.ready:
             return False
         lines = [self._event(0, chunk) for chunk in generation.chunks]
         generation.chunks.clear()
@@ -207,13 +205,11 @@ class StreamedAnswer(Answer):
         prompts = sum(generation.prompt_tokens for generation in self._generations[:: self._job.n])
         return json.dumps(usage(prompts, sum(self._sent_tokens), 0))
 
-    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
+    async def _write(self, data: bytes, *, last: bool = False) -> None:
+        await self._writer.drain()
         if self._gone:
             raise Disconnected
-        if not self._begun:
-            self._begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._writer.write(data, last=last)
         self._last_sent = time.monotonic()
 
 

@@ -166,6 +166,8 @@ def test_unknown_fields_null_and_neutral_values_are_fine(http: httpx.Client) -> 
         (b"GET /version HTTP/1.1\r\nHost: x\r\n" + b"Xy: z\r\n" * 20_000 + b"\r\n", (400, 431)),
         (b"GET /version HTTP/1.1\r\nHost: x\r\n" + b"Xy: z\r\n" * 300 + b"\r\n", (431,)),
         (b"GET /version HTTP/1.1\r\nConnection: close\r\n\r\n", (400,)),  # no Host
+        (b"CONNECT gateway:443 HTTP/1.1\r\nHost: gateway\r\n\r\n", (400,)),
+        (b"GET /version HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n", (400,)),
         (request("/../../etc/passwd"), (404,)),
         (request("/%2e%2e/%2e%2e/etc/passwd"), (404,)),
         (request("/v1/../health"), (404,)),
