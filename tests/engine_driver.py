@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pdv_mp.config import EngineConfig
+from pdv_mp.memory.kv_cache import KVCache
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources.resources import ModelRunner, Resources, build_resources
 from pdv_mp.scheduling.sequences import Sequence
@@ -62,9 +63,9 @@ class Result:
 
 
 class KVWatcher:
-    """Follows what a model's forwards really write, apart from the engine's own columns.
+    """Follows what a model's forwards and drafts really write, apart from the engine's own columns.
 
-    A forward must go on exactly where a slot's valid rows end: neither leaving a gap nor computing
+    Either must go on exactly where a slot's valid rows end: neither leaving a gap nor computing
     a row again. After a cycle the engine's length must be what was written, cut to the committed
     tokens but the last.
     """
@@ -82,6 +83,20 @@ class KVWatcher:
             return forward(batch, *arguments, **keywords)
 
         runner.transformer.forward = watched  # type: ignore[method-assign]
+        drafter = runner.drafter
+        if drafter is None:
+            return
+        draft = drafter.draft
+
+        def watched_draft(
+            batch: ForwardBatch, cache: KVCache, lengths: np.ndarray, vocab_size: int
+        ) -> np.ndarray:
+            slots, starts = batch.slots, batch.start_positions
+            assert np.array_equal(starts, self._written[slots]), "a gap, or rows computed twice"
+            self._written[slots] = starts + batch.query_lens + lengths - 1
+            return draft(batch, cache, lengths, vocab_size)
+
+        drafter.draft = watched_draft  # type: ignore[method-assign]
 
     def admitted(self, slot: int) -> None:
         """A slot has a new owner; what came from the prefix cache counts as written."""

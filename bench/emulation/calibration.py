@@ -4,6 +4,10 @@ A step is planned, computed and sampled from, as a stage does it; what a stage d
 on an emulated device too. What choosing the tokens takes there is taken off. All points of the grid
 are timed in rounds, one after the other, so that a slow minute falls on all of them, and each
 point's time is its median over the rounds.
+
+Where a model drafts several tokens in one call, a draft step of one row is what each further token
+makes such a call longer, less what an emulated device, which takes one step at a time, does between
+two steps.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 
@@ -30,6 +35,8 @@ from pdv_mp.workers.device import finish
 
 Progress = Callable[[str], object]
 
+FURTHER_DRAFTS = 4
+"""Draft steps by which one call is longer than another, where a model takes several in one."""
 PREFILL_SEQUENCES = 4
 """Most prompts of one chunk that are timed."""
 
@@ -86,7 +93,7 @@ class Stopwatch:
         slots: list[int] = []
         try:
             for _ in range(sequences):
-                grant = self._pools.acquire(context + rows + 1)
+                grant = self._pools.acquire(context + rows + 1 + FURTHER_DRAFTS)
                 if grant is None:
                     return None
                 slots.append(grant.slot)
@@ -114,6 +121,8 @@ class Stopwatch:
         )
         wanted = np.repeat(slots, rows) if logit_rows is None else slots[: len(logit_rows)]
         parameters = self._sampling.rows(wanted, np.full(len(wanted), context + rows))
+        if step == "draft" and runner.drafter is not None:
+            return self._drafted_at_once(runner, batch, rows, parameters)
         plan = None
         if step == "draft" and rows == 1:
             # All steps of a draft but the first go on from the plan of the step before.
@@ -129,6 +138,32 @@ class Stopwatch:
         finish(runner.device)
         took = time.perf_counter_ns() - started
         return max(0, took - self._choosing_ns(step, parameters)) / 1000
+
+    def _drafted_at_once(
+        self, runner: ModelRunner, batch: ForwardBatch, rows: int, parameters: SamplingRows
+    ) -> float:
+        """A first step with ``rows`` rows, or the part of one further step in a call."""
+        one = np.ones(batch.num_sequences, np.int64)
+        first_ns = self._draft_ns(runner, batch, one)
+        if rows > 1:
+            return max(0, first_ns - self._choosing_ns("draft", parameters)) / 1000
+        all_ns = self._draft_ns(runner, batch, one + FURTHER_DRAFTS)
+        plan = runner.cache.plan(batch)
+        started = time.perf_counter_ns()
+        next_batch = batch.advance(one)
+        runner.cache.advance(plan, next_batch)
+        self._sampling.rows(next_batch.slots, next_batch.start_positions)
+        between_ns = time.perf_counter_ns() - started
+        between_ns += self._choosing_ns("draft", parameters)
+        return max(0.0, (all_ns - first_ns) / FURTHER_DRAFTS - between_ns) / 1000
+
+    @staticmethod
+    def _draft_ns(runner: ModelRunner, batch: ForwardBatch, lengths: npt.NDArray[np.int64]) -> int:
+        if runner.drafter is None:
+            raise ValueError("this model takes one step at a time")
+        started = time.perf_counter_ns()
+        runner.drafter.draft(batch, runner.cache, lengths, runner.vocab_size)
+        return time.perf_counter_ns() - started
 
     def _choosing_ns(self, step: str, rows: SamplingRows) -> int:
         """What the emulated tokens of such a step take."""

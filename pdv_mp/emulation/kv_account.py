@@ -47,7 +47,7 @@ class EmulatedKVCache(KVCache):
     def addresses(self) -> NoReturn:
         _refuse()
 
-    def units(self, batch: ForwardBatch) -> NoReturn:
+    def units(self, batch: ForwardBatch, ends: object = None) -> NoReturn:
         _refuse()
 
     def _destination(self, batch: ForwardBatch) -> NoReturn:

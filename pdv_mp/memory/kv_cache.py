@@ -118,6 +118,12 @@ class KVCache(ABC):
                 f"{self.max_model_len}"
             )
 
+    def _check_ends(self, slots: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        beyond = ends > self.capacity(slots)
+        if beyond.any():
+            entry = int(beyond.argmax())
+            raise ValueError(f"slot {slots[entry]} has no room for {ends[entry]} tokens")
+
     def advance(self, plan: AttentionPlan, batch: ForwardBatch) -> AttentionPlan:
         """Lay out a batch made by `ForwardBatch.advance` from the one that `plan` was made for.
 
@@ -251,10 +257,13 @@ class KVCache(ABC):
         """Where keys and values lie; they stay there as long as the cache is open."""
 
     @abstractmethod
-    def units(self, batch: ForwardBatch) -> NDArray[np.int64]:
+    def units(
+        self, batch: ForwardBatch, ends: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """The units of :attr:`addresses` that hold a batch's sequences, contiguous [B, units].
 
-        Raises ValueError for a slot or position that does not exist.
+        `ends` [B]: tokens that they will have after further batches with the same units; those of
+        this batch unless given. Raises ValueError for a slot or position that does not exist.
         """
 
     @abstractmethod
@@ -376,8 +385,12 @@ class ContiguousKVCache(KVCache):
         slot, layer, position, value, head, _ = by_slot.stride()
         return Addresses(by_slot.data_ptr(), by_slot.shape[2], slot, layer, value, head, position)
 
-    def units(self, batch: ForwardBatch) -> NDArray[np.int64]:
+    def units(
+        self, batch: ForwardBatch, ends: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         self._check_batch(batch)
+        if ends is not None:
+            self._check_ends(batch.slots, ends)
         return batch.slots[:, None]
 
     def discard(self, slot: int) -> None:
@@ -531,10 +544,17 @@ class PagedKVCache(KVCache):
         layer, block, position, value, head, _ = self.pool.stride()
         return Addresses(self.pool.data_ptr(), self.block_size, block, layer, value, head, position)
 
-    def units(self, batch: ForwardBatch) -> NDArray[np.int64]:
+    def units(
+        self, batch: ForwardBatch, ends: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         self._check_batch(batch)
-        self.row_places(batch.row_slots, batch.row_positions)
-        blocks = self.block_table[batch.slots, : blocks_for(batch.context, self.block_size)]
+        context = batch.context
+        if ends is None:
+            self.row_places(batch.row_slots, batch.row_positions)
+        else:
+            self._check_ends(batch.slots, ends)
+            context = int(ends.max())
+        blocks = self.block_table[batch.slots, : blocks_for(context, self.block_size)]
         return blocks.astype(np.int64, order="C")
 
     def static_plan(

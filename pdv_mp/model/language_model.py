@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from pdv_mp.memory.attention_plan import AttentionPlan
     from pdv_mp.memory.kv_cache import KVCache
@@ -28,5 +30,22 @@ class LanguageModel(Protocol):
         `plan`: the cache's plan of this batch where there is one already; otherwise it is made.
         Returns float32 [len(batch.logit_rows), vocab_size], or [N, vocab_size] when logit_rows is
         None. Raises ValueError for a slot or position that the cache does not have.
+        """
+        ...
+
+
+@runtime_checkable
+class GreedyDrafter(Protocol):
+    """A model that drafts several tokens in one call."""
+
+    def draft(
+        self, batch: ForwardBatch, cache: KVCache, lengths: NDArray[np.int64], vocab_size: int
+    ) -> NDArray[np.int64]:
+        """The tokens that follow each sequence greedily: of equal scores the lowest id.
+
+        `batch` wants one row of logits for each of its B sequences. `lengths` [B]: tokens wanted,
+        at least 1 each, of the first `vocab_size` ids. Returns [B, max(lengths)], -1 beyond a
+        sequence's length. The rows of all tokens but the last of each sequence are written, too.
+        Raises ValueError for a slot or position that the cache does not have.
         """
         ...

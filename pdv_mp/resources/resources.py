@@ -20,7 +20,7 @@ from pdv_mp.memory.huge_pages import huge_buffer
 from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.model.language_model import LanguageModel
+from pdv_mp.model.language_model import GreedyDrafter, LanguageModel
 from pdv_mp.model.linear import can_pack
 from pdv_mp.model.loading import load_weights, random_weights
 from pdv_mp.model.native.native_transformer import NativeTransformer
@@ -52,7 +52,8 @@ class ModelRunner:
     """A model bound to its cache on one device.
 
     ``vocab_size``: ids that both models of a pair know; logits of others are cut off. ``steps``:
-    recordings of what is computed again and again, on a GPU.
+    recordings of what is computed again and again, on a GPU. ``drafter``: the model, if its kernels
+    draft several tokens in one call.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ModelRunner:
     cache: KVCache
     device: torch.device
     steps: GraphSteps | None = None
+    drafter: GreedyDrafter | None = None
 
     def plan(self, batch: ForwardBatch) -> AttentionPlan | None:
         """A plan for :meth:`forward`; None where it makes its own."""
@@ -403,19 +405,21 @@ def _runners(
     transformers: Mapping[str, LanguageModel],
     caches: Mapping[str, KVCache],
 ) -> dict[str, ModelRunner]:
-    return {
-        model.role: ModelRunner(
-            model.name,
-            plan.vocab_size,
-            model.config,
-            transformers[model.role],
-            caches[model.role],
-            plan.device,
-            _graph_steps(config, plan, transformers[model.role], caches[model.role]),
-        )
-        for model in plan.models
-        if model.role in transformers
-    }
+    runners = {}
+    for model in plan.models:
+        transformer = transformers.get(model.role)
+        if transformer is not None:
+            runners[model.role] = ModelRunner(
+                model.name,
+                plan.vocab_size,
+                model.config,
+                transformer,
+                caches[model.role],
+                plan.device,
+                _graph_steps(config, plan, transformer, caches[model.role]),
+                transformer if isinstance(transformer, GreedyDrafter) else None,
+            )
+    return runners
 
 
 def _graph_steps(

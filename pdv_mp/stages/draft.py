@@ -60,7 +60,9 @@ class DraftStage:
         ids = np.full((len(order.slots), int(order.lengths.max())), -1, np.int64)
         laws = DraftLaws(*ids.shape)
         known = self._use_ahead(order, ids)
-        proposal = None if known.any() else self._run_recorded(order, ids)
+        proposal = None
+        if not known.any():
+            proposal = self._run_recorded(order, ids) or self._run_greedily(order)
         if proposal is not None:
             return proposal
         batch, plan, active = None, None, np.flatnonzero(known < order.lengths)
@@ -109,6 +111,21 @@ class DraftStage:
         )
         proposal = Proposal(order.slots, order.base, order.lengths, ids, pending=pending)
         return proposal if self._defers else known_ids(proposal)
+
+    def _run_greedily(self, order: DraftOrder) -> Proposal | None:
+        """The whole draft as one call of the kernels; None where they take one step at a time, or
+        where some sequence is not greedy."""
+        runner = self._draft
+        if runner.drafter is None or not self._sampling.rows(order.slots, order.base).all_greedy:
+            return None
+        token_ids, starts = self._catch_up(order, MAX_FED)
+        ids = runner.drafter.draft(
+            self._batch(token_ids, order.base - starts, starts, order.slots),
+            runner.cache,
+            order.lengths,
+            runner.vocab_size,
+        )
+        return Proposal(order.slots, order.base, order.lengths, ids)
 
     def _first_batch(
         self, order: DraftOrder, ids: Column, known: Column, active: Column

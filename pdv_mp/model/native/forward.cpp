@@ -181,6 +181,14 @@ struct Batch {
   int64_t rows, sequences, units, wanted;
 };
 
+// What a greedy draft is to write: the first `lengths[b]` >= 1 entries of each row of `ids`. Tokens
+// from `vocab_size` on are not chosen.
+struct Drafts {
+  const int64_t* lengths;  // [sequences]
+  int64_t* ids;            // [sequences, width]
+  int64_t width, vocab_size;
+};
+
 // Outputs in a vector of the packed matrices.
 int64_t pdv_lanes() { return LANES; }
 }
@@ -758,6 +766,55 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
   }
 }
 
+void forward(const Model& model, const Cache& cache, const Batch& batch, char* workspace,
+             int64_t context, float* logits, int threads, double* seconds) {
+  Arena arena(workspace);
+  Workspace space(arena, model, batch.rows, batch.wanted, context, threads);
+  const int64_t size = model.head_dim;
+  if (LANES >= 16 && size % 16 == 0) {
+    run<16>(model, cache, batch, space, logits, threads, seconds);
+  } else if (LANES >= 8 && size % 8 == 0) {
+    run<8>(model, cache, batch, space, logits, threads, seconds);
+  } else if (size % 4 == 0) {
+    run<4>(model, cache, batch, space, logits, threads, seconds);
+  } else {
+    run<2>(model, cache, batch, space, logits, threads, seconds);
+  }
+}
+
+// The lowest of the best ids.
+int64_t best_of(const float* scores, int64_t size) {
+  float highest = scores[0];
+  int64_t i = 0;
+  if (size >= LANES) {
+    Vector most = load<Vector>(scores);
+    for (i = LANES; i + LANES <= size; i += LANES) {
+      const Vector next = load<Vector>(scores + i);
+      most = next > most ? next : most;
+    }
+    highest = most[0];
+    for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, most[lane]);
+  }
+  for (; i < size; ++i) highest = std::max(highest, scores[i]);
+  return std::find(scores, scores + size, highest) - scores;
+}
+
+// What a draft keeps between its steps: the batch of those sequences that go on.
+struct DraftSpace {
+  float* logits;
+  int64_t *token_ids, *positions, *ones, *table, *members;
+  char* workspace;
+
+  DraftSpace(Arena& arena, const Model& model, int64_t sequences, int64_t units)
+      : logits(arena.take<float>(sequences * model.lm_head.outputs)),
+        token_ids(arena.take<int64_t>(sequences)),
+        positions(arena.take<int64_t>(sequences)),
+        ones(arena.take<int64_t>(sequences)),
+        table(arena.take<int64_t>(sequences * units)),
+        members(arena.take<int64_t>(sequences)),
+        workspace(arena.take<char>(0)) {}
+};
+
 }  // namespace
 
 extern "C" {
@@ -775,17 +832,49 @@ int64_t pdv_workspace(const Model* model, int64_t rows, int64_t wanted, int64_t 
 // phase took is added.
 void pdv_forward(const Model* model, const Cache* cache, const Batch* batch, char* workspace,
                  int64_t context, float* logits, int64_t threads, double* seconds) {
+  forward(*model, *cache, *batch, workspace, context, logits, int(threads), seconds);
+}
+
+// Bytes that pdv_draft needs besides those of its first step.
+int64_t pdv_draft_workspace(const Model* model, int64_t sequences, int64_t units) {
+  Arena arena(nullptr);
+  DraftSpace space(arena, *model, sequences, units);
+  return arena.used();
+}
+
+// Tokens that follow each sequence of the batch, which wants one row of logits for each: the best
+// one of the row, then the best one after that, and so on. All but the last of each sequence are
+// fed, so `context` and the batch's table reach further than the batch does.
+void pdv_draft(const Model* model, const Cache* cache, const Batch* batch, const Drafts* drafts,
+               char* workspace, int64_t context, int64_t threads, double* seconds) {
   Arena arena(workspace);
-  Workspace space(arena, *model, batch->rows, batch->wanted, context, int(threads));
-  const int64_t size = model->head_dim;
-  if (LANES >= 16 && size % 16 == 0) {
-    run<16>(*model, *cache, *batch, space, logits, int(threads), seconds);
-  } else if (LANES >= 8 && size % 8 == 0) {
-    run<8>(*model, *cache, *batch, space, logits, int(threads), seconds);
-  } else if (size % 4 == 0) {
-    run<4>(*model, *cache, *batch, space, logits, int(threads), seconds);
-  } else {
-    run<2>(*model, *cache, *batch, space, logits, int(threads), seconds);
+  const DraftSpace space(arena, *model, batch->sequences, batch->units);
+  const int64_t units = batch->units, vocab_size = model->lm_head.outputs;
+  Batch next = *batch;
+  for (int64_t b = 0; b < batch->sequences; ++b) {
+    space.members[b] = b;
+    space.positions[b] = batch->positions[batch->logit_rows ? batch->logit_rows[b] : b];
+    space.ones[b] = 1;
+  }
+  std::memcpy(space.table, batch->table, batch->sequences * units * sizeof(int64_t));
+  for (int64_t step = 0; next.sequences; ++step) {
+    forward(*model, *cache, next, space.workspace, context, space.logits, int(threads), seconds);
+    int64_t going = 0;
+    for (int64_t i = 0; i < next.sequences; ++i) {
+      const int64_t member = space.members[i];
+      const int64_t id = best_of(space.logits + i * vocab_size, drafts->vocab_size);
+      drafts->ids[member * drafts->width + step] = id;
+      if (drafts->lengths[member] == step + 1) continue;
+      space.members[going] = member;
+      space.token_ids[going] = id;
+      space.positions[going] = space.positions[i] + 1;
+      if (going < i) {
+        std::memcpy(space.table + going * units, space.table + i * units, units * sizeof(int64_t));
+      }
+      ++going;
+    }
+    next = {space.token_ids, space.positions, space.ones, space.table, nullptr,
+            going, going, units, going};
   }
 }
 }

@@ -89,6 +89,15 @@ class Batch(Structure):
     )
 
 
+class Drafts(Structure):
+    _fields_ = (
+        ("lengths", c_void_p),
+        ("ids", c_void_p),
+        ("width", c_int64),
+        ("vocab_size", c_int64),
+    )
+
+
 PHASES = ("embed", "norm", "qkv", "rotate", "attend", "out", "gate_up", "down", "head")
 """What the time of a forward pass is accounted to, in the order of forward.cpp."""
 
@@ -116,9 +125,24 @@ class NativeLibrary:
             c_int64,
             c_void_p,
         )
+        library.pdv_draft_workspace.restype = c_int64
+        library.pdv_draft_workspace.argtypes = (POINTER(Model), c_int64, c_int64)
+        library.pdv_draft.restype = None
+        library.pdv_draft.argtypes = (
+            POINTER(Model),
+            POINTER(Cache),
+            POINTER(Batch),
+            POINTER(Drafts),
+            c_void_p,
+            c_int64,
+            c_int64,
+            c_void_p,
+        )
         self.path = path
         self.workspace: Callable[..., int] = library.pdv_workspace
         self.forward: Callable[..., None] = library.pdv_forward
+        self.draft_workspace: Callable[..., int] = library.pdv_draft_workspace
+        self.draft: Callable[..., None] = library.pdv_draft
         self.lanes: int = library.pdv_lanes()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pdv_mp.model.native.library import Batch, Cache, Layer, Matrix, Model, NativeLibrary
+from pdv_mp.model.native.library import Batch, Cache, Drafts, Layer, Matrix, Model, NativeLibrary
 from pdv_mp.model.rope import rotation_table
 
 if TYPE_CHECKING:
@@ -92,32 +92,65 @@ class NativeTransformer:
         wanted = batch.num_rows if batch.logit_rows is None else len(batch.logit_rows)
         logits = torch.empty((wanted, self.config.vocab_size))
         context, threads = batch.context, torch.get_num_threads()
-        sizes = (batch.num_rows, wanted, context, threads)
-        nbytes = self._library.workspace(self._model, *sizes)
-        if nbytes > len(self._workspace):
-            self._workspace = torch.empty(nbytes, dtype=torch.uint8)
-        columns = Batch(
-            token_ids=batch.token_ids.data_ptr(),
-            positions=batch.positions.data_ptr(),
-            query_lens=_pointer(batch.query_lens),
-            table=_pointer(table),
-            logit_rows=None if batch.logit_rows is None else batch.logit_rows.data_ptr(),
-            rows=batch.num_rows,
-            sequences=batch.num_sequences,
-            units=table.shape[1],
-            wanted=wanted,
-        )
+        nbytes = self._library.workspace(self._model, batch.num_rows, wanted, context, threads)
         self._library.forward(
             self._model,
             Cache(*cache.addresses),
-            columns,
-            self._workspace.data_ptr(),
+            _columns(batch, table, wanted),
+            self._room(nbytes),
             context,
             logits.data_ptr(),
             threads,
             None if self.seconds is None else _pointer(self.seconds),
         )
         return logits
+
+    def draft(
+        self,
+        batch: ForwardBatch,
+        cache: KVCache,
+        lengths: NDArray[np.int64],
+        vocab_size: int,
+    ) -> NDArray[np.int64]:
+        """As ``GreedyDrafter.draft``; all steps are one call."""
+        lengths = np.ascontiguousarray(lengths, np.int64)
+        ends = batch.start_positions + batch.query_lens + lengths - 1
+        table = cache.units(batch, ends)
+        count, context, threads = batch.num_sequences, int(ends.max()), torch.get_num_threads()
+        ids = np.full((count, int(lengths.max())), -1, np.int64)
+        nbytes = self._library.workspace(self._model, batch.num_rows, count, context, threads)
+        nbytes += self._library.draft_workspace(self._model, *table.shape)
+        self._library.draft(
+            self._model,
+            Cache(*cache.addresses),
+            _columns(batch, table, count),
+            Drafts(_pointer(lengths), _pointer(ids), ids.shape[1], vocab_size),
+            self._room(nbytes),
+            context,
+            threads,
+            None if self.seconds is None else _pointer(self.seconds),
+        )
+        return ids
+
+    def _room(self, nbytes: int) -> int:
+        """Address of so much workspace."""
+        if nbytes > len(self._workspace):
+            self._workspace = torch.empty(nbytes, dtype=torch.uint8)
+        return self._workspace.data_ptr()
+
+
+def _columns(batch: ForwardBatch, table: NDArray[np.int64], wanted: int) -> Batch:
+    return Batch(
+        token_ids=batch.token_ids.data_ptr(),
+        positions=batch.positions.data_ptr(),
+        query_lens=_pointer(batch.query_lens),
+        table=_pointer(table),
+        logit_rows=None if batch.logit_rows is None else batch.logit_rows.data_ptr(),
+        rows=batch.num_rows,
+        sequences=batch.num_sequences,
+        units=table.shape[1],
+        wanted=wanted,
+    )
 
 
 def _pointer(array: NDArray[np.int64] | NDArray[np.float64]) -> int:

@@ -11,7 +11,8 @@ probability of its own). Where drafting has a process of its own and the batch i
 draft of one group runs beside the verification of another: see :meth:`Goodput._cycle_ns`.
 
 - Stability: the length changes for a predicted gain of more than :data:`GAIN`, at the earliest
-  :data:`DWELL` cycles after the last change. A smaller gain must have been predicted for so long
+  :data:`DWELL` cycles after the last change, or when the batch has become twice or half as large.
+  A smaller gain must have been predicted for so long
   that, had it been taken, it would have saved :data:`PATIENCE` cycles: so no loss goes on for ever.
 - Lengths whose cost is not known are tried if they could pay under the most favourable cost that is
   possible; at first at most twice as long as those that are known, and one more.
@@ -30,7 +31,11 @@ from pdv_mp.speculation.draft_length.acceptance_estimate import AcceptanceEstima
 from pdv_mp.speculation.draft_length.controller import Column, CycleTimes, Decisions, DecodeBatch
 from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
 from pdv_mp.speculation.draft_length.exploration import MAX_SEQUENCES, Exploration
-from pdv_mp.speculation.draft_length.step_costs import StepCosts, batch_bucket
+from pdv_mp.speculation.draft_length.step_costs import (
+    BATCHES_PER_OCTAVE,
+    StepCosts,
+    batch_bucket,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,6 +43,9 @@ FIRST_LENGTH = 2
 """Before anything is known."""
 GAIN = 0.03
 """Predicted share of tokens per second that a change must be worth."""
+CAUTION = 0.01
+"""Share of tokens per second that drafting must be worth at all: sequences that draft do not end
+together, and the last ones have the machine for themselves."""
 DWELL = 8
 """Cycles that a length stays."""
 PATIENCE = 0.3
@@ -80,7 +88,7 @@ class Goodput:
         self._length = min(FIRST_LENGTH, max_length)
         self._since_change = 0
         self._since_decision = 0
-        self._bucket = -1
+        self._bucket = self._bucket_of_change = -1
         self._is_trying = False
         self._missed = 0.0
         self._passed = 0
@@ -184,6 +192,7 @@ class Goodput:
             reach = -1  # all are about to end: no time to try anything
         out_of_reach = ~known & (np.arange(longest + 1) > reach)
         out_of_reach[present] = False
+        times[1:] /= 1 - CAUTION
         goodput = np.where(out_of_reach, 0.0, self._tokens(batch, limits, longest) / times)
         best = int(goodput.argmax())
         self._set_worth(times, rows, known, len(limits))
@@ -198,13 +207,15 @@ class Goodput:
             return
         was_trying, self._is_trying = self._is_trying, False
         self._missed += max(0.0, gain) * max(1, self._since_decision)
-        rests = self._since_change < DWELL and known[best] and not was_trying
+        is_other_batch = abs(self._bucket - self._bucket_of_change) >= BATCHES_PER_OCTAVE
+        rests = self._since_change < DWELL and known[best] and not (was_trying or is_other_batch)
         if rests or (gain <= GAIN and self._missed < PATIENCE):
             return
         self._is_trying = not bool(known[best])
         self.decisions.trials += self._is_trying
         self.decisions.switches += best != self._length
         self._length, self._since_change, self._missed = best, 0, 0.0
+        self._bucket_of_change = self._bucket
 
     def _set_worth(
         self, times: Floats, rows: Floats, known: npt.NDArray[np.bool_], sequences: int

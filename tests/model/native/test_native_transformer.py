@@ -21,6 +21,8 @@ from pdv_mp.model.native.native_transformer import NativeTransformer
 
 MAX_LEN = 200
 SLOTS = 6
+VOCABULARY = 127
+"""Fewer ids than the model has: those that a pair has in common."""
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,61 @@ def test_the_time_of_each_phase_is_told_on_request(native: NativeTransformer) ->
     finally:
         native.seconds = None
     assert dict(zip(PHASES, seconds > 0, strict=True)) == dict.fromkeys(PHASES, True)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    fed=st.lists(st.integers(1, 40), min_size=1, max_size=SLOTS),
+    lengths=st.lists(st.integers(1, 7), min_size=SLOTS, max_size=SLOTS),
+    threads=st.sampled_from([1, 2, 3]),
+)
+def test_a_draft_in_one_call_is_that_of_one_step_after_another(
+    native: NativeTransformer, fed: list[int], lengths: list[int], threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    wanted = np.array(lengths[: len(fed)])
+    for one, other in (
+        (contiguous(native), contiguous(native)),
+        (paged(native), paged(native)),
+    ):
+        found = native.draft(prompts(fed), one, wanted, VOCABULARY)
+        expected = np.full_like(found, -1)
+        slots, ends, batch = np.arange(len(fed)), np.array(fed), prompts(fed)
+        for step in range(int(wanted.max())):
+            scores = native.forward(batch, other)[:, :VOCABULARY]
+            ids = scores.max(dim=-1).indices.numpy()
+            expected[slots, step] = ids
+            going = wanted[slots] > step + 1
+            slots = slots[going]
+            if len(slots):
+                ones = np.ones_like(slots)
+                batch = ForwardBatch.build(ids[going], ones, ends[slots] + step, slots, None, "cpu")
+        assert np.array_equal(found, expected)
+        # What either has written is the same, too: both go on with the same logits.
+        more = ForwardBatch.build(
+            np.arange(len(fed)),
+            np.ones_like(wanted),
+            ends + wanted - 1,
+            np.arange(len(fed)),
+            None,
+            "cpu",
+        )
+        assert torch.equal(native.forward(more, one), native.forward(more, other))
+
+
+def prompts(fed: list[int]) -> ForwardBatch:
+    """The first tokens of the sequences, with the logits of the last of each."""
+    ids = np.concatenate([tokens_of(number, count) for number, count in enumerate(fed)])
+    lasts = np.cumsum(fed) - 1
+    return ForwardBatch.build(
+        ids, np.array(fed), np.zeros(len(fed), np.int64), np.arange(len(fed)), lasts, "cpu"
+    )
+
+
+def test_a_draft_that_has_no_room_is_refused(native: NativeTransformer) -> None:
+    cache = paged(native)
+    cache.set_blocks(1, [0, 1])
+    with pytest.raises(ValueError, match="slot 1 has no room for 17 tokens"):
+        native.draft(prompts([10, 10]), cache, np.array([2, 8]), VOCABULARY)
+    with pytest.raises(ValueError, match="slot 0 has no room for 201 tokens"):
+        native.draft(prompts([199]), contiguous(native), np.array([3]), VOCABULARY)
