@@ -227,7 +227,10 @@ class _Support(NamedTuple):
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """The lowest of the best ids. max finds them several times faster on a CPU than argmax does."""
+    """The lowest of the best ids. On a CPU numpy finds them several times faster than torch does,
+    and elsewhere max does before argmax."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmax(axis=-1))
     return scores.max(dim=-1).indices
 
 
