@@ -125,11 +125,12 @@ def measured_advice(analysis: Analysis, pair: str, concurrency: int) -> list[str
         for c in analysis.comparisons
         if c.pair == pair and c.load == load.name and best.candidate in (c.candidate, c.reference)
     ]
-    beaten = [
+    # Of two candidates there are comparisons in both directions.
+    beaten = dict.fromkeys(
         c.reference if c.candidate == best.candidate else c.candidate
         for c in against
         if c.verdict == ("ahead" if c.candidate == best.candidate else "behind")
-    ]
+    )
     others = [cell.candidate for cell in cells if cell.candidate not in (*beaten, best.candidate)]
     if others:
         sure = f"It was not shown to be ahead of {', '.join(others)}" + (
