@@ -102,8 +102,8 @@ def draw_points(
     axes.axhline(1, color=MUTED, linewidth=0.8)
     concurrency_axis(axes, [point.concurrency for point in points])
     axes.set_ylabel(f"output tokens/s ÷ those of {first}")
-    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    axes.legend(frameon=False, title=varied.replace(", ", ",\n"), **beside)
+    beside = varied.replace(", ", ",\n")
+    axes.legend(frameon=False, title=beside, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return Picture(
         name=f"ablation_{name}",
         title=title,
