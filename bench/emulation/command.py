@@ -81,7 +81,13 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
 @click.option(
     "--delays", default="0,100,300,1000,3000", metavar="LIST", callback=_numbers, help="In µs."
 )
-@click.option("--blocks", default=8, type=click.IntRange(1), help="Of the validation.")
+@click.option(
+    "--blocks",
+    default=8,
+    type=click.IntRange(1),
+    help="Windows of each place of the map, and of the validation, in which its servers are asked "
+    "in turn; with 1 there are no intervals. The other studies have one.",
+)
 @click.option(
     "--seconds",
     "window",
@@ -92,7 +98,11 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
 @click.option("--prompt-tokens", default=16, type=click.IntRange(1))
 @click.option("--output-tokens", default=128, type=click.IntRange(8))
 @click.option(
-    "--budget", default="30m", metavar="TIME", callback=seconds, help="No server begins beyond it."
+    "--budget",
+    default="30m",
+    metavar="TIME",
+    callback=seconds,
+    help="No server begins beyond it; the last blocks are left out first.",
 )
 @click.option("--seed", default=0, type=click.IntRange(0))
 @click.option(
@@ -198,15 +208,18 @@ def _run(
                 "the host study is not complete (see trials.jsonl, or give a larger --budget), and "
                 "nothing can be predicted without it"
             )
+        groups: list[studies.Group] = []
         for name, study in (
             ("valley", studies.valley_study),
             ("delay", studies.delay_study),
             ("devices", studies.device_study),
         ):
             if name in chosen:
-                groups, predictions = study(scope, host)
+                more, predictions = study(scope, host)
                 folder.predict(name, predictions)
-                left_out += run(groups)
+                groups += more
+        if groups:
+            left_out += run(groups)
     return left_out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.emulation.findings import REFERENCE, Rows, deepest, residual
+from bench.emulation.findings import Rows, residual
+from bench.emulation.valley import REFERENCE, Place, Valley
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import (
     INK,
@@ -24,52 +26,48 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LABEL = "EMULATED: steps take the time that a cost table says; all else is real."
 _LIGHT = 0.45
+_NOT_SHOWN = "#e4e4e4"
 
 
-def valley_map(rows: Rows, setup: str) -> Picture | None:
-    """Expected and found shares of the reference's rate, over compute per step x concurrency."""
-    mine = [row for row in rows if row["setup"] == setup]
-    if not mine:
-        return None
-    expected, found = deepest(mine, setup, "expected"), deepest(mine, setup, "found")
-    if expected is None or found is None:
-        return None
-    title = (
-        f"Emulated: {setup} loses most at steps of {found.step_ms:g} ms and {found.concurrency} "
-        f"clients, {1 - found.ratio:.0%} of {REFERENCE}'s rate; the law said "
-        f"{1 - expected.ratio:.0%} at {expected.step_ms:g} ms and {expected.concurrency}"
-    )
-    figure = new_figure(title, LABEL, 3.6)
+def valley_map(valley: Valley) -> Picture:
+    """Expected and found shares of the reference's rate, over compute per step x concurrency; what
+    is not shown to be a loss or a gain is grey."""
+    mine, title = valley.places, valley.title
+    footer = f"{LABEL} Grey: not shown." if valley.has_intervals else f"{LABEL} No intervals."
+    steps = sorted({place.step_ms for place in mine})
+    clients = sorted({place.concurrency for place in mine})
+    figure = new_figure(title, footer, 1.6 + 0.42 * len(steps))
     panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
-    steps = sorted({row["step_ms"] for row in mine})
-    clients = sorted({row["concurrency"] for row in mine})
     for axes, which in zip(panels, ("expected", "found"), strict=True):
         grid = np.full((len(steps), len(clients)), np.nan)
-        for row in mine:
-            grid[steps.index(row["step_ms"]), clients.index(row["concurrency"])] = row[which]
+        axes.set_facecolor(_NOT_SHOWN)
+        for place in mine:
+            x, y = clients.index(place.concurrency), steps.index(place.step_ms)
+            value = place.expected if which == "expected" else place.found
+            text = f"{value:.2f}"
+            if which == "expected" or place.verdict != "not shown":
+                grid[y, x] = value
+            if which == "found" and place.low is not None:
+                text += f"\n{place.low:.2f}–{place.high:.2f}"
+            dark = np.isfinite(grid[y, x]) and abs(value - 1) > _LIGHT
+            colour = "white" if dark else INK
+            axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=colour)
         axes.imshow(grid, cmap="RdBu", vmin=0.4, vmax=1.6, aspect="auto", origin="lower")
-        for (y, x), value in np.ndenumerate(grid):
-            if np.isfinite(value):
-                dark = abs(value - 1) > _LIGHT
-                text = f"{value:.2f}"
-                colour = "white" if dark else INK
-                axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=colour)
         axes.set_xticks(range(len(clients)), [str(c) for c in clients])
         axes.set_yticks(range(len(steps)), [f"{s:g}" for s in steps])
-        axes.set_title(f"{which}: {setup} ÷ {REFERENCE}", loc="left")
+        axes.set_title(f"{which}: {valley.setup} ÷ {REFERENCE}", loc="left")
         axes.set_xlabel("clients at a time (concurrency)")
     panels[0].set_ylabel("verifier's step for one row, ms")
+    columns = tuple(field.name for field in dataclasses.fields(Place))
     return Picture(
-        name=f"emulated_valley_{setup}",
+        name=f"emulated_valley_{valley.setup}",
         title=title,
         alt=f"Two tables of shares by step and clients. {title}.",
-        caption="Output tokens/s of a topology over those of one process. Below 1 its handoffs "
-        "cost more than they bring.",
-        columns=("setup", "step_ms", "concurrency", "expected", "found"),
-        rows=[
-            tuple(row[name] for name in ("setup", "step_ms", "concurrency", "expected", "found"))
-            for row in mine
-        ],
+        caption="Output tokens/s of a topology over those of one process, with 95 % intervals of "
+        "what was found. Below 1 its handoffs cost more than they bring; grey where no difference "
+        "is shown.",
+        columns=(*columns, "residual", "verdict"),
+        rows=[(*dataclasses.astuple(place), place.residual, place.verdict) for place in mine],
         figure=figure,
     )
 
@@ -98,7 +96,7 @@ def law_picture(rows: Rows) -> Picture | None:
     axes.set_ylabel("found ÷ expected − 1, %")
     axes.legend(frameon=False)
     columns = ("study", "table", "setup", "k", "concurrency", "step_ms", "delay_us")
-    numbers = (*columns, "expected", "found", "residual")
+    numbers = (*columns, "blocks", "expected", "found", "low", "high", "residual")
     return Picture(
         name="emulated_law",
         title=title,

@@ -4,81 +4,48 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bench.emulation.law import HostCosts
 from bench.emulation.records import Trial
 from bench.emulation.studies import SPLIT, TWINS
-from bench.statistics import ALPHA, MIN_BLOCKS, paired_ratio
+from bench.statistics import ALPHA, MIN_BLOCKS, geometric_mean, paired_ratio
 
 Rows = list[dict[str, Any]]
 Predictions = Mapping[str, Mapping[str, float]]
 
-REFERENCE = "unified"
-VALLEY = 0.97
-"""A topology with less than this share of the reference's rate is in a valley."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deepest:
-    """Where a topology has the least of the reference's rate."""
-
-    setup: str
-    step_ms: float
-    concurrency: int
-    ratio: float
+_PLACE = ("study", "table", "setup", "k", "concurrency", "step_ms", "delay_us")
 
 
 def law_rows(trials: Sequence[Trial], predictions: Predictions) -> Rows:
-    """Each trial that was predicted: rates in tokens/s, and the residual found / expected - 1."""
-    rows = []
+    """Each place that was predicted: rates in tokens/s, ``found`` being the geometric mean of its
+    ``blocks`` windows with the interval ``low`` to ``high`` (None with one window), and the
+    residual found / expected - 1."""
+    rates: dict[tuple[Any, ...], list[float]] = {}
+    expected: dict[tuple[Any, ...], float] = {}
     for trial in trials:
-        expected = predictions.get(trial.study, {}).get(trial.id)
-        if expected and trial.rate:
-            rows.append(
-                {
-                    "study": trial.study,
-                    "table": trial.table,
-                    "setup": trial.setup,
-                    "k": trial.k,
-                    "concurrency": trial.concurrency,
-                    "step_ms": trial.step_ms,
-                    "delay_us": trial.delay_us,
-                    "expected": expected,
-                    "found": trial.rate,
-                    "residual": trial.rate / expected - 1,
-                }
-            )
+        law = predictions.get(trial.study, {}).get(trial.id)
+        if law and trial.rate:
+            place = tuple(getattr(trial, name) for name in _PLACE)
+            rates.setdefault(place, []).append(trial.rate)
+            expected.setdefault(place, law)
+    rows = []
+    for place, windows in rates.items():
+        found = geometric_mean(windows, ALPHA)
+        if found is None:
+            continue
+        rows.append(
+            {
+                **dict(zip(_PLACE, place, strict=True)),
+                "expected": expected[place],
+                "found": found.value,
+                "low": found.low,
+                "high": found.high,
+                "blocks": found.blocks,
+                "residual": found.value / expected[place] - 1,
+            }
+        )
     return rows
-
-
-def valley_rows(rows: Rows) -> Rows:
-    """The share of the reference's rate by step, topology and concurrency, expected and found."""
-    of = {(r["step_ms"], r["concurrency"], r["setup"]): r for r in rows if r["study"] == "valley"}
-    found = []
-    for (step_ms, concurrency, setup), row in of.items():
-        reference = of.get((step_ms, concurrency, REFERENCE))
-        if setup != REFERENCE and reference is not None:
-            found.append(
-                {
-                    "setup": setup,
-                    "step_ms": step_ms,
-                    "concurrency": concurrency,
-                    "expected": row["expected"] / reference["expected"],
-                    "found": row["found"] / reference["found"],
-                }
-            )
-    return found
-
-
-def deepest(rows: Rows, setup: str, which: str) -> Deepest | None:
-    """The lowest ratio, ``expected`` or ``found``, of a topology."""
-    mine = [row for row in rows if row["setup"] == setup]
-    if not mine:
-        return None
-    row = min(mine, key=lambda row: float(row[which]))
-    return Deepest(setup, row["step_ms"], row["concurrency"], row[which])
 
 
 def device_rows(rows: Rows) -> Rows:

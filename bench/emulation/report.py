@@ -9,20 +9,18 @@ from typing import Any
 
 from bench.emulation import figures
 from bench.emulation.findings import (
-    VALLEY,
     Rows,
-    deepest,
     device_rows,
     host_row,
     law_rows,
     residual,
     validation_rows,
-    valley_rows,
     waits,
 )
 from bench.emulation.law import HostCosts
 from bench.emulation.records import Trial, TrialFolder
 from bench.emulation.studies import BASE, host_costs
+from bench.emulation.valley import Place, caveats, places, valleys
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import settings
 from pdv_mp.emulation.cost_table import read_cost_table
@@ -45,6 +43,8 @@ C clients, g groups, k draft tokens, T_d and T_v steps of draft and verifier, s 
 in a cycle, m messages that a cycle waits for, a the acceptance, P what prompts take per cycle.
 """
 
+_SINGLE = "One window each, so there are no intervals."
+
 
 def write_report(folder: TrialFolder) -> Path:
     """Make the page and all that it shows from the trials; returns its path. Raises OSError, and
@@ -57,7 +57,7 @@ def write_report(folder: TrialFolder) -> Path:
     with settings():
         parts += _waits(trials) + _host(host)
         parts += _validation(validation_rows(trials), pictures)
-        parts += _valley(law, pictures)
+        parts += _valley(places(trials, predictions), pictures)
         parts += _delays(law, pictures)
         parts += _devices(device_rows(law), pictures)
         parts += _law(law, pictures)
@@ -115,7 +115,7 @@ def _validation(rows: Rows, pictures: list[Picture | None]) -> list[str]:
                 row["blocks"],
                 f"{row['emulated']:.0f}",
                 f"{row['measured']:.0f}",
-                _interval(row),
+                _interval(row["ratio"], row["low"], row["high"]),
                 f"{row['emulated_tokens']:.2f}",
                 f"{row['measured_tokens']:.2f}",
                 f"{row['cycles']:.3f}",
@@ -126,54 +126,42 @@ def _validation(rows: Rows, pictures: list[Picture | None]) -> list[str]:
     return ["## Is the emulation right?\n\nOutput tokens/s:\n\n" + table]
 
 
-def _interval(row: dict[str, Any]) -> str:
-    if row["low"] is None:
-        return f"{row['ratio']:.3f}"
-    return f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+def _interval(ratio: float, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"{ratio:.3f}"
+    return f"{ratio:.3f} ({low:.3f}–{high:.3f})"
 
 
-def _valley(law: Rows, pictures: list[Picture | None]) -> list[str]:
-    rows = valley_rows(law)
-    parts = []
-    for setup in dict.fromkeys(row["setup"] for row in rows):
-        pictures.append(figures.valley_map(rows, setup))
-        expected, found = deepest(rows, setup, "expected"), deepest(rows, setup, "found")
-        if expected is None or found is None:
-            continue
-        inside = [row for row in rows if row["setup"] == setup and row["found"] < VALLEY]
-        longest = max((row["step_ms"] for row in inside), default=None)
-        where = (
-            f"It has less than {VALLEY:.0%} up to steps of {longest:g} ms"
-            if longest is not None
-            else f"It nowhere has less than {VALLEY:.0%}"
-        )
-        parts.append(
-            f"- **{setup}** has the least of unified's rate at steps of {found.step_ms:g} ms and "
-            f"{found.concurrency} clients: {found.ratio:.2f}. The law said {expected.ratio:.2f}, "
-            f"at {expected.step_ms:g} ms and {expected.concurrency}. {where}."
-        )
-    if not parts:
+def _valley(found: Sequence[Place], pictures: list[Picture | None]) -> list[str]:
+    if not found:
         return []
-    text = (
+    each = valleys(found)
+    pictures += [figures.valley_map(valley) for valley in each]
+    table = markdown(
+        ("topology", "step, ms", "C", "windows", "expected", "found", "shown", "found ÷ expected"),
+        [
+            (
+                place.setup,
+                f"{place.step_ms:g}",
+                place.concurrency,
+                place.blocks,
+                f"{place.expected:.3f}",
+                _interval(place.found, place.low, place.high),
+                "" if place.verdict == "one window" else place.verdict,
+                f"{place.residual:+.1%}",
+            )
+            for place in found
+        ],
+    )
+    return [
         "## Where handoffs make a valley\n\nA handoff takes about the same time whatever the "
         "models are. So it costs much where steps are short, and little where they are long; and "
         "since its fixed part is shared by all requests of a batch, and its other part is not, "
-        "what it costs also depends on how many are served at a time.\n\n"
-    )
-    table = markdown(
-        ("topology", "step, ms", "C", "expected", "found"),
-        [
-            (
-                r["setup"],
-                r["step_ms"],
-                r["concurrency"],
-                f"{r['expected']:.3f}",
-                f"{r['found']:.3f}",
-            )
-            for r in rows
-        ],
-    )
-    return [text + "\n".join(parts) + "\n\nShares of unified's output tokens/s:\n\n" + table]
+        "what it costs also depends on how many are served at a time.",
+        *caveats(found),
+        "\n".join(f"- {valley.words}" for valley in each),
+        "Shares of unified's output tokens/s, with intervals:\n\n" + table,
+    ]
 
 
 def _delays(law: Rows, pictures: list[Picture | None]) -> list[str]:
@@ -200,7 +188,7 @@ def _delays(law: Rows, pictures: list[Picture | None]) -> list[str]:
         )
     )
     return [
-        "## Delayed messages\n\n"
+        f"## Delayed messages\n\n{_SINGLE}\n\n"
         + markdown(
             ("delay, µs", "C", "expected", "found", "residual"),
             [
@@ -238,7 +226,7 @@ def _devices(rows: Rows, pictures: list[Picture | None]) -> list[str]:
     )
     return [
         "## Two devices: one that drafts, or two replicas\n\nEach with the draft length that the "
-        "law thinks best; above 1 the draft device is ahead.\n\n"
+        f"law thinks best; above 1 the draft device is ahead. {_SINGLE}\n\n"
         + markdown(
             ("pair and way", "C", "k", "k of replicas", "expected", "found"),
             [

@@ -55,8 +55,8 @@ workers:
 @dataclass(frozen=True, slots=True)
 class Scope:
     """How much is measured: ``concurrencies``, ``steps`` in ms and ``delays`` in µs of the map and
-    the sweep of delays, ``blocks`` of the validation; a window has ``seconds`` at least and ten
-    times as many at most."""
+    the sweep of delays; the map and the validation have ``blocks`` windows of each place, the other
+    studies one. A window has ``seconds`` at least and ten times as many at most."""
 
     concurrencies: tuple[int, ...]
     steps: tuple[float, ...]
@@ -125,13 +125,17 @@ def host_costs(trials: Sequence[Trial], acceptance: float) -> HostCosts | None:
 
 
 def valley_study(scope: Scope, host: HostCosts) -> tuple[list[Group], Predictions]:
-    """Every topology over compute per step and concurrency."""
+    """Every topology over compute per step and concurrency. The servers of a step length run at
+    the same time and are asked in turn, in blocks."""
     base, groups, predictions = read_cost_table(table_path(BASE)), [], Predictions()
     for step_ms in scope.steps:
         table = scaled(base, step_ms, scope.work)
-        for topology in TOPOLOGIES:
-            setup = Setup(topology, Arrangement(topology), K, table)
-            groups.append(_predicted("valley", setup, scope, host, predictions, step_ms=step_ms))
+        setups = [Setup(topology, Arrangement(topology), K, table) for topology in TOPOLOGIES]
+        groups.append(
+            _predicted(
+                "valley", setups, scope, host, predictions, blocks=scope.blocks, step_ms=step_ms
+            )
+        )
     return groups, predictions
 
 
@@ -144,7 +148,7 @@ def delay_study(scope: Scope, host: HostCosts) -> tuple[list[Group], Predictions
         setup = Setup(f"pdv+{delay}µs", where, K, table)
         groups.append(
             _predicted(
-                "delay", setup, scope, host, predictions, step_ms=DELAYED_STEP_MS, delay_us=delay
+                "delay", [setup], scope, host, predictions, step_ms=DELAYED_STEP_MS, delay_us=delay
             )
         )
     return groups, predictions
@@ -168,7 +172,7 @@ def device_study(scope: Scope, host: HostCosts) -> tuple[list[Group], Prediction
             for k, concurrencies in chosen.items():
                 part = dataclasses.replace(scope, concurrencies=tuple(concurrencies))
                 with_k = dataclasses.replace(setup, k=k)
-                groups.append(_predicted("devices", with_k, part, host, predictions))
+                groups.append(_predicted("devices", [with_k], part, host, predictions))
     return groups, predictions
 
 
@@ -214,35 +218,47 @@ def validation_study(
             options=(*most, ("device", "cpu"), *exclusive, *(given or {}).items()),
         )
         emulated = Setup(topology, Arrangement(topology), K, table, options=most)
+        served = [c for c in scope.concurrencies if c <= table.steps["verify"].sequences[-1]]
         groups.append(
             [
                 _plan("validation", setup, concurrency, scope.seconds, block)
-                for concurrency in scope.concurrencies
-                if concurrency <= table.steps["verify"].sequences[-1]
-                for block in range(scope.blocks)
-                for setup in ((real, emulated) if block % 2 else (emulated, real))
+                for block, concurrency, setup in _in_turn([emulated, real], served, scope.blocks)
             ]
         )
     return groups
 
 
+def _in_turn(
+    setups: Sequence[Setup], concurrencies: Sequence[int], blocks: int
+) -> Iterator[tuple[int, int, Setup]]:
+    """Block by block, every setup at each concurrency, one right after the other. Another one is
+    the first in the next block, and at the next concurrency."""
+    for block in range(blocks):
+        for number, concurrency in enumerate(concurrencies):
+            first = (block + number) % len(setups)
+            for setup in (*setups[first:], *setups[:first]):
+                yield block, concurrency, setup
+
+
 def _predicted(
     study: str,
-    setup: Setup,
+    setups: Sequence[Setup],
     scope: Scope,
     host: HostCosts,
     predictions: Predictions,
+    *,
+    blocks: int = 1,
     step_ms: float | None = None,
     delay_us: float = 0.0,
 ) -> Group:
-    """The trials of a server at all concurrencies; what is expected of them is noted."""
+    """The trials of servers at all concurrencies; what is expected of them is noted."""
     group = []
-    if setup.table is None:
-        raise ValueError("the law needs a cost table")
-    for concurrency in scope.concurrencies:
+    for block, concurrency, setup in _in_turn(setups, scope.concurrencies, blocks):
+        if setup.table is None:
+            raise ValueError("the law needs a cost table")
         found = predict(setup.table, host, setup.where, concurrency, setup.k, scope.work)
         seconds = max(scope.seconds, CYCLES * found.cycle_us / 1e6)
-        plan = _plan(study, setup, concurrency, min(seconds, 10 * scope.seconds), 0)
+        plan = _plan(study, setup, concurrency, min(seconds, 10 * scope.seconds), block)
         trial = msgspec.structs.replace(plan.trial, step_ms=step_ms, delay_us=delay_us)
         predictions[trial.id] = found.rate
         group.append(Plan(trial, setup, plan.seconds))
@@ -263,16 +279,3 @@ def _plan(study: str, setup: Setup, concurrency: int, seconds: float, block: int
         block=block,
     )
     return Plan(trial, setup, seconds)
-
-
-def by_place(trials: Sequence[Trial], study: str) -> Mapping[tuple[str, str, int], Trial]:
-    """The trials of a study that did not fail by table, setup and concurrency; of several with
-    different draft lengths the fastest."""
-    found: dict[tuple[str, str, int], Trial] = {}
-    for trial in trials:
-        if trial.study == study and trial.rate:
-            place = (trial.table, trial.setup, trial.concurrency)
-            other = found.get(place)
-            if other is None or (other.rate or 0) < trial.rate:
-                found[place] = trial
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,9 @@ from pdv_mp.emulation.device_time import missed_percentile
 
 START_SECONDS = 10.0
 """What a server is thought to take to start and to end, where none has been started yet."""
+
+AROUND_SECONDS = 0.1
+"""What a window takes besides: until the server is idle, and to cancel what is open at its end."""
 
 RAMP_SHARE = 0.3
 MOST_SEQUENCES = 256
@@ -57,7 +60,7 @@ class Plan:
     @property
     def takes(self) -> float:
         """Seconds, without the server's start."""
-        return self.seconds * (1 + RAMP_SHARE)
+        return self.seconds * (1 + RAMP_SHARE) + AROUND_SECONDS
 
 
 @dataclass
@@ -82,26 +85,55 @@ def workload(work: Work, seed: int) -> Workload:
 
 def run_trials(
     folder: TrialFolder,
-    plans: Iterable[Sequence[Plan]],
+    groups: Sequence[Sequence[Plan]],
     requests: Workload,
     budget: Budget,
     scratch: Path,
     say: Say,
 ) -> int:
-    """Do what is not done, server by server; how many trials did not fit into the budget.
+    """Do what is not done, group by group; how many trials did not fit into the budget.
 
-    Each item of ``plans`` are the trials of one server, or of a few that are measured in turn.
+    Each of ``groups`` are the trials of one server, or of a few that are measured in turn, block by
+    block.
     """
     done = {trial.id for trial in folder.trials() if trial.failed is None}
-    left_out = 0
-    for together in plans:
-        missing = [plan for plan in together if plan.trial.id not in done]
-        while missing and budget.left < _needed(missing, budget):
-            missing.pop()  # the last ones have the most clients, or are blocks that repeat others
+    missing = [[plan for plan in group if plan.trial.id not in done] for group in groups]
+    chosen = whole_blocks(missing, budget)
+    left_out = _windows(missing) - _windows(chosen)
+    say(_outlook(chosen, left_out, budget))
+    for together in chosen:
+        while together and budget.left < _needed(together, budget):
+            together.pop()  # the last ones have the most clients, or are blocks that repeat others
             left_out += 1
-        if missing:
-            _run_servers(folder, missing, requests, budget, scratch, say)
+        if together:
+            _run_servers(folder, together, requests, budget, scratch, say)
     return left_out
+
+
+def whole_blocks(groups: Sequence[Sequence[Plan]], budget: Budget) -> list[list[Plan]]:
+    """The groups without as many of the last blocks, of all of them alike, as do not fit into what
+    is left of the budget; the first that is to be done is kept."""
+    chosen = [list(group) for group in groups]
+    for last in sorted({plan.trial.block for group in groups for plan in group}, reverse=True)[:-1]:
+        if sum(_needed(group, budget) for group in chosen) <= budget.left:
+            break
+        chosen = [[plan for plan in group if plan.trial.block < last] for group in chosen]
+    return chosen
+
+
+def _windows(groups: Sequence[Sequence[Plan]]) -> int:
+    return sum(len(group) for group in groups)
+
+
+def _outlook(groups: Sequence[Sequence[Plan]], left_out: int, budget: Budget) -> str:
+    studies = ", ".join(dict.fromkeys(plan.trial.study for group in groups for plan in group))
+    if not studies:
+        return "nothing is left to be measured here"
+    seconds = sum(_needed(group, budget) for group in groups)
+    text = f"{studies}: {_windows(groups)} windows, about {seconds / 60:.1f} minutes"
+    if left_out:
+        text += f"; {left_out} windows of the last blocks do not fit into the budget"
+    return f"{text}; {max(0.0, budget.left) / 60:.1f} minutes are left of it"
 
 
 def _needed(plans: Sequence[Plan], budget: Budget) -> float:

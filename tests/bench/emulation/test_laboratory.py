@@ -18,11 +18,12 @@ from bench.emulation import studies, trials
 from bench.emulation.calibrate_command import calibrate
 from bench.emulation.calibration import measure_steps
 from bench.emulation.command import emulate
-from bench.emulation.findings import deepest, device_rows, law_rows, valley_rows
+from bench.emulation.findings import device_rows, law_rows
 from bench.emulation.law import HostCosts, Work
 from bench.emulation.records import TRIALS, Trial, TrialFolder
 from bench.emulation.report import write_report
 from bench.emulation.studies import Scope
+from bench.emulation.valley import places, valleys
 from bench.report.analysis import analyse
 from bench.results.records import Configuration
 from bench.results.store import ResultsError
@@ -92,10 +93,11 @@ def test_the_page_says_what_was_expected_and_found(tmp_path: Path) -> None:
     assert "Everything here is emulated" in text
     rows = law_rows(folder.trials(), folder.predictions())
     assert {round(row["residual"], 6) for row in rows} == {0.1}
-    valley = valley_rows(rows)
-    found = deepest(valley, "pdv", "found")
+    valley = valleys(places(folder.trials(), folder.predictions()))[-1]
+    assert valley.setup == "pdv"
+    found = valley.found
     assert found is not None
-    assert found == deepest(valley, "pdv", "expected")
+    assert found is valley.predicted
     assert found.step_ms == 0.3
     assert f"at steps of 0.3 ms and {found.concurrency} clients" in text
     assert "| unified | 1 | 2 | 95 | 100 | 0.950 |" in text
@@ -166,11 +168,12 @@ def test_what_does_not_fit_is_left_out_and_what_is_done_is_kept(
     work: Any = None
     assert trials.run_trials(folder, groups, work, budget, tmp_path, ran.append) == 0
     every = [plan.trial.id for group in groups for plan in group]
-    assert ran == every[1:]
+    assert ran == [ran[0], *every[1:]]
+    assert ran[0].startswith(f"host: {len(every) - 1} windows, about")
     ran.clear()
     few = trials.Budget(trials.START_SECONDS + 2)  # one server, and one of its trials
     left_out = trials.run_trials(folder, groups[1:2], work, few, tmp_path, ran.append)
-    assert (ran, left_out) == ([every[3]], 2)
+    assert (ran[1:], left_out) == ([every[3]], 2)
 
 
 @pytest.mark.parametrize(
