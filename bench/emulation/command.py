@@ -99,7 +99,7 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
 @click.option("--output-tokens", default=128, type=click.IntRange(8))
 @click.option(
     "--budget",
-    default="30m",
+    default="60m",
     metavar="TIME",
     callback=seconds,
     help="No server begins beyond it; the last blocks are left out first.",

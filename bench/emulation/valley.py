@@ -158,25 +158,22 @@ class Valley:
             f"{_below(place.expected)} fewer tokens/s than {REFERENCE}."
         )
         there = "more" if place.found > 1 else "fewer"
-        yield (
-            f"Found there: {_below(place.found)} {there}"
-            + (f" ({_interval_words(place)})." if place.low is not None else ", in one window.")
-        )
+        sure = "in one window" if place.low is None else _interval_words(place)
+        shown = ", so no difference is shown there" if place.verdict == "not shown" else ""
+        yield f"Found there: {_below(place.found)} {there} ({sure}{shown})."
 
     def _found(self) -> Iterable[str]:
         if not self.has_intervals:
             yield (
                 f"The lowest of the single windows: {_share(self.lowest)} at {self.lowest.where}."
             )
-        elif self.found is None:
-            yield "No loss is shown at any place."
-        elif self.found is not self.predicted:
+        elif self.found is not None and self.found is not self.predicted:
             yield (
                 f"The deepest loss that is shown is at {self.found.where}: "
                 f"{_below(self.found.found)} fewer ({_interval_words(self.found)}), where the law "
                 f"said {self.found.expected:.2f} of {REFERENCE}'s rate."
             )
-        else:
+        elif self.found is not None:
             yield "That is also the deepest loss that is shown."
 
     def _counts(self) -> Iterable[str]:

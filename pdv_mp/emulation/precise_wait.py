@@ -21,6 +21,9 @@ class PreciseWait:
     needs some tens of microseconds. The kernel may wake a thread later than asked by its timer
     slack, 50 µs unless it is told otherwise; for the thread that makes this object it is set to
     1 µs.
+
+    Where all cores are busy a thread is late because it gets none. Real-time priority during the
+    wait only moves that: who gives it back may lose the core, and is late right after the wait.
     """
 
     def __init__(self) -> None:

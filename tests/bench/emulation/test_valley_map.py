@@ -148,7 +148,8 @@ def test_the_deepest_loss_is_one_that_is_shown() -> None:
     assert "20% (15% to 25%) of unified's rate" in valley.title
     nothing = Valley("pdv", [noise])
     assert "no loss of pdv is shown at 1 places" in nothing.title
-    assert "No loss is shown at any place." in nothing.words
+    assert "A loss is shown at 0 of 1 places" in nothing.words
+    assert "so no difference is shown there" in nothing.words
 
 
 def test_one_window_each_has_no_intervals_and_shows_nothing() -> None:
