@@ -213,7 +213,7 @@ def caveats(found: Sequence[Place]) -> list[str]:
         "say that there is no difference.",
         f"Each interval speaks for its place alone: of places without any difference {ALPHA:.0%} "
         "are called a loss or a gain all the same, and the deepest of many is deepest partly by "
-        "chance. They say how windows of the same servers scatter, not how another hour would be.",
+        "chance. Intervals say how windows of the same servers scatter, not how another hour is.",
     ]
     if fewest < MIN_BLOCKS:
         parts.append(
