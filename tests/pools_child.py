@@ -18,7 +18,8 @@ import torch
 
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.control import ControlClient
-from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.memory.report import buffer_memory, process_memory
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.process import CONFIG_FILE, die_with_parent

@@ -21,7 +21,9 @@ from engine_driver import WatchedWorker, engine_config
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.lanes.lane import DraftLane, Lane, PrefillLane
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.resources.kv_handoff import KVReceiver, KVSender, make_sender
 from pdv_mp.resources.planned_caches import lane_cache
 from pdv_mp.resources.resource_plan import DRAFT, TARGET

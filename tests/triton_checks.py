@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.memory.triton_cache import TritonKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.model.batch import ForwardBatch

@@ -11,7 +11,7 @@ from bench.gpu_facts import gpu
 from bench.gpu_facts.facts import Report
 from bench.inflate.shapes import find_shape
 from pdv_mp.memory.blocks import blocks_for
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.memory.triton_cache import TritonKVCache
 from pdv_mp.model.batch import ForwardBatch
 

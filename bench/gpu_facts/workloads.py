@@ -12,7 +12,7 @@ import torch
 from bench.gpu_facts import gpu
 from pdv_mp import assets
 from pdv_mp.memory.blocks import blocks_for
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.transformer import Transformer

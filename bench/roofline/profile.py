@@ -13,8 +13,8 @@ import torch
 from bench.roofline.bounds import step_seconds
 from bench.roofline.models import ModelCost
 from bench.roofline.rates import Rates
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
 from pdv_mp.memory.huge_pages import huge_buffer
-from pdv_mp.memory.kv_cache import ContiguousKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.loading import random_weights

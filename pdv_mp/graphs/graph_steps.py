@@ -13,7 +13,7 @@ from pdv_mp.graphs.capture import Capture
 from pdv_mp.graphs.lanes import Column, bucket_of
 from pdv_mp.graphs.sampling import needs_ranking
 from pdv_mp.graphs.steps import MAX_FED, Bound, DraftLoop, ForwardStep, VerifyStep
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import LanguageModel
 from pdv_mp.speculation.sampling import SamplingRows

@@ -13,7 +13,7 @@ from pdv_mp.graphs.buffers import Fields, Inputs, Output, Stopwatch
 from pdv_mp.graphs.capture import Capture
 from pdv_mp.graphs.lanes import Column, fill_rows, fill_tables, forward, table_fields
 from pdv_mp.graphs.sampling import fill_sampling, sample_rows, sampling_fields
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.batch import ForwardBatch, to_device
 from pdv_mp.model.language_model import LanguageModel
 from pdv_mp.scheduling.columns import ragged_range

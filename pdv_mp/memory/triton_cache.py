@@ -10,7 +10,7 @@ import torch
 
 from pdv_mp.memory.attention_plan import AttentionPlan
 from pdv_mp.memory.blocks import blocks_for
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.batch import ForwardBatch, to_device
 from pdv_mp.model.kernels.paged_attention import (
     Tiles,

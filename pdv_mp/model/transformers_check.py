@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pdv_mp.memory.blocks import blocks_for
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.errors import ModelError
 from pdv_mp.model.transformers_model import ATTENTION, TransformersModel

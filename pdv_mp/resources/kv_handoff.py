@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from pdv_mp.config import ConfigError
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
 from pdv_mp.memory.cuda_ipc import CudaBuffer, CudaRuntime
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache
+from pdv_mp.memory.kv_cache import KVCache
 from pdv_mp.memory.shared import SharedBuffer, read_only_tensor
 from pdv_mp.resources.resource_plan import DRAFT, POOL, ResourcePlan
 from pdv_mp.stages.kv_rows import KVBuffer, KVRows

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from pdv_mp.emulation.kv_account import EmulatedKVCache
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.resources.attachment import Attachment
 from pdv_mp.resources.resource_plan import (
     PlannedModel,

@@ -17,7 +17,8 @@ from pdv_mp.graphs.capture import CudaCapture
 from pdv_mp.graphs.graph_steps import GraphSteps
 from pdv_mp.memory.attention_plan import AttentionPlan
 from pdv_mp.memory.huge_pages import huge_buffer
-from pdv_mp.memory.kv_cache import KVCache, PagedKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.language_model import GreedyDrafter, LanguageModel

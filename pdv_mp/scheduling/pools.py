@@ -7,7 +7,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from pdv_mp.memory.blocks import BlockPool, blocks_for
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 
 
 @dataclass(frozen=True, slots=True)

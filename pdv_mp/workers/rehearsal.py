@@ -11,7 +11,7 @@ import numpy as np
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.memory.blocks import blocks_for
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.resources.resources import Resources
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.sequences import SequenceTable

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pdv_mp.graphs.capture import Work
 from pdv_mp.graphs.graph_steps import GraphSteps
 from pdv_mp.graphs.lanes import BUCKETS, bucket_of
-from pdv_mp.memory.kv_cache import PagedKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources.resources import Resources, build_resources
 from pdv_mp.workers.worker import Worker

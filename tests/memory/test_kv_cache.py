@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pdv_mp.memory.attention_plan import AttentionPlan
-from pdv_mp.memory.kv_cache import ContiguousKVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.model.batch import ForwardBatch
 

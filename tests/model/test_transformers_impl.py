@@ -12,7 +12,9 @@ import torch
 import transformers
 from transformers_families import CONTEXT, FAMILIES, make_model, save
 
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.errors import ModelError

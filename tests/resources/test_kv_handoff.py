@@ -16,7 +16,9 @@ from split_engine import make_split
 from tiny_model import VOCABULARY, TinyPair
 
 from pdv_mp.lanes.stamps import BatchStamps
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.resources.kv_handoff import CopySender, HandleSender, KVReceiver, KVSender
 from pdv_mp.resources.planned_caches import lane_cache

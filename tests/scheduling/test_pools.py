@@ -11,7 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tiny_model import TinyPair
 
 from pdv_mp.memory.blocks import blocks_for, extend_digests
-from pdv_mp.memory.kv_cache import ContiguousKVCache, KVCache, PagedKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
+from pdv_mp.memory.kv_cache import KVCache
+from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig, RopeConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.scheduling.pools import Pools

@@ -15,7 +15,7 @@ from bench.inflate.checkpoint import make_plan, write_checkpoint
 from bench.inflate.errors import InflateError
 from bench.inflate.shapes import find_shape
 from bench.inflate.source import find_pair
-from pdv_mp.memory.kv_cache import ContiguousKVCache
+from pdv_mp.memory.contiguous_kv_cache import ContiguousKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.loading import check_pair, load_weights, resolve_model
