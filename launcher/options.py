@@ -27,7 +27,7 @@ from pdv_mp.config import (
     option_groups,
     option_info,
 )
-from pdv_mp.topology import TOPOLOGY_NAMES
+from pdv_mp.topology import ROWS
 
 ENVIRONMENT_PREFIX = "PDV_"
 ENVIRONMENT_CONFIG = "PDV_CONFIG"
@@ -135,7 +135,7 @@ def settings() -> tuple[Setting, ...]:
             "topology",
             EngineConfig().topology,
             click.STRING,
-            OptionInfo("which process hosts which stage", TOPOLOGY_NAMES),
+            OptionInfo("which process hosts which stage", tuple(ROWS)),
         ),
         Setting(
             "",

@@ -18,7 +18,6 @@ __all__ = [
     "POOLS",
     "ROWS",
     "STAGES",
-    "TOPOLOGY_NAMES",
     "Topology",
     "Worker",
     "check_kv_handoff",
@@ -47,19 +46,14 @@ ROWS: dict[str, Topology] = {
 }
 """All rows; the legacy ones have the batch limits of the engines that pd and pdv come from."""
 
-TOPOLOGY_NAMES: tuple[str, ...] = (*ROWS, "auto")
-"""The names of all rows, and of what is to come."""
-
 
 def topology(name: str) -> Topology:
-    """The row of that name. Raises ConfigError for one that is unknown or not built yet."""
+    """The row of that name. Raises ConfigError for one that is unknown."""
     if name in ROWS:
         return ROWS[name]
-    if name in TOPOLOGY_NAMES:
-        raise ConfigError(f"topology {name!r} is not built yet; use one of {', '.join(ROWS)}")
-    close = difflib.get_close_matches(name, TOPOLOGY_NAMES, 1)
+    close = difflib.get_close_matches(name, ROWS, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"topology {name!r} is not one of {', '.join(TOPOLOGY_NAMES)}{hint}")
+    raise ConfigError(f"topology {name!r} is not one of {', '.join(ROWS)}{hint}")
 
 
 def topology_of(config: EngineConfig) -> Topology:

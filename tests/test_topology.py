@@ -87,11 +87,6 @@ def test_a_table_goes_with_the_configuration() -> None:
     assert len({named.fingerprint, config.fingerprint, changed.fingerprint}) == 3
 
 
-def test_a_row_that_is_not_built_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"'auto' is not built yet; use one of unified, baseline"):
-        topology("auto")
-
-
 def test_unknown_name_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match=r"unified, baseline, pd, pdv, .*; did you mean 'unified"):
         topology("unifid")

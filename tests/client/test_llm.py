@@ -206,7 +206,7 @@ def test_dead_front_is_noticed_without_waiting_for_silence(
     ("options", "message"),
     [
         ({"model": "/nowhere/model"}, "/nowhere/model: no such folder"),
-        ({"topology": "auto"}, "topology 'auto' is not built yet; use one of unified"),
+        ({"topology": "auto"}, "topology 'auto' is not one of unified"),
         ({"max_num_seq": 1}, "No such option '--max-num-seq'"),
         ({"max_num_seqs": 0}, "0 is not in the range"),
     ],

@@ -242,7 +242,7 @@ def one_sentence(*arguments: str, **environment: str) -> str:
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--port"], "'--port' requires an argument"),
         (["extra"], "unexpected extra argument (extra)"),
-        (["--topology", "auto"], "topology 'auto' is not built yet; use one of unified"),
+        (["--topology", "auto"], "topology 'auto' is not one of unified, baseline"),
         (["--topology", "unifed"], "did you mean 'unified'?"),
         (["--host", "0.0.0.0"], "give a --token-file, whose token clients must then send, or --in"),
         (["--host", "::"], "--host :: lets other machines connect"),
@@ -326,6 +326,5 @@ def test_unknown_environment_variable_is_a_warning(tiny_pair: TinyPair) -> None:
     assert done.messages == [
         "warning: environment variable PDV_PROT is not an option and is ignored; "
         "did you mean PDV_PORT?",
-        "topology 'auto' is not built yet; use one of unified, baseline, pd, pdv, pd-legacy, "
-        "pdv-legacy",
+        "topology 'auto' is not one of unified, baseline, pd, pdv, pd-legacy, pdv-legacy",
     ]

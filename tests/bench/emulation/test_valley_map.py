@@ -119,6 +119,24 @@ def test_ratios_are_of_windows_of_the_same_block() -> None:
     assert one.residual == pytest.approx(0.70 / 0.8 - 1, abs=0.002)
 
 
+def test_the_intervals_of_all_places_hold_at_once() -> None:
+    """The more places there are, the wider each interval is."""
+    share = [0.70, 0.71, 0.69, 0.70]
+    few = [window("unified", b, 100) for b in range(4)]
+    few += [window("pdv", b, 100 * share[b]) for b in range(4)]
+    many = few + [
+        window(setup, b, 100 * (1.0 if setup == "unified" else share[b]), step)
+        for step in (1.0, 3.0, 10.0)
+        for setup in ("unified", "pdv")
+        for b in range(4)
+    ]
+    alone, together = found(few)[0], found(many)[0]
+    assert together.found == alone.found
+    assert together.low is not None
+    assert alone.low is not None
+    assert together.low < alone.low
+
+
 def test_a_block_without_both_windows_does_not_count() -> None:
     windows = [window("unified", 0, 100), window("unified", 1, None), window("unified", 2, 100)]
     windows += [window("pdv", 0, 90), window("pdv", 1, 10), window("pdv", 2, 90)]
@@ -174,5 +192,5 @@ def test_the_page_has_an_interval_for_each_place(tmp_path: Path) -> None:
     assert "| pdv | 0.3 | 8 | 3 | 0.800 | 0.707 (0.690–0.725) | loss | -11.6% |" in text
     assert "| pdv | 3 | 8 | 3 | 0.800 | 1.010 (0.985–1.035) | not shown | +26.2% |" in text
     assert "With fewer than 8 windows" in text
-    assert "Found there: 29% fewer (95% interval 0.69 to 0.72 of unified's rate)." in text
+    assert "Found there: 29% fewer (interval 0.69 to 0.73 of unified's rate)." in text
     assert (tmp_path / "emulated_valley_pdv.csv").read_text().count("loss") == 1
