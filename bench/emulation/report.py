@@ -190,7 +190,7 @@ def _delays(law: Rows, pictures: list[Picture | None]) -> list[str]:
     return [
         f"## Delayed messages\n\n{_SINGLE}\n\n"
         + markdown(
-            ("delay, µs", "C", "expected", "found", "residual"),
+            ("delay, µs", "C", "expected, tokens/s", "found, tokens/s", "residual"),
             [
                 (
                     f"{r['delay_us']:g}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,8 @@ Verdict = Literal["loss", "gain", "not shown", "one window"]
 class Place:
     """One topology at one step length (``step_ms``, of the verifier for one row) and concurrency:
     shares of the reference's rate, ``expected`` by the law and ``found``, a geometric mean over
-    ``blocks`` pairs of windows. ``low`` and ``high``: its interval; None with one pair."""
+    ``blocks`` pairs of windows. ``low`` and ``high``: its interval, as wide as is needed for those
+    of all places of the topology to hold at once (Bonferroni); None with one pair."""
 
     setup: str
     step_ms: float
@@ -66,18 +68,22 @@ def places(trials: Iterable[Trial], predictions: Mapping[str, Mapping[str, float
             key = trial.step_ms, trial.concurrency, trial.setup
             rates.setdefault(key, {})[trial.block] = trial.rate
             expected.setdefault(key, law)
-    found = []
+    pairs = {}
     for (step_ms, concurrency, setup), mine in rates.items():
         key = step_ms, concurrency, REFERENCE
         blocks = sorted(mine.keys() & rates.get(key, {}).keys())
-        if setup == REFERENCE or not blocks:
-            continue
+        if setup != REFERENCE and blocks:
+            pairs[step_ms, concurrency, setup] = blocks
+    together = Counter(setup for (_, _, setup), blocks in pairs.items() if len(blocks) > 1)
+    found = []
+    for (step_ms, concurrency, setup), blocks in pairs.items():
+        key = step_ms, concurrency, REFERENCE
         values, reference = ([rates[k][b] for b in blocks] for k in ((*key[:2], setup), key))
         share = expected[step_ms, concurrency, setup] / expected[key]
         low = high = None
         ratio = values[0] / reference[0]
         if len(blocks) > 1:
-            interval = paired_ratio(values, reference, ALPHA)
+            interval = paired_ratio(values, reference, ALPHA / together[setup])
             ratio, low, high = interval.estimate, interval.low, interval.high
         found.append(Place(setup, step_ms, concurrency, share, ratio, low, high, len(blocks)))
     order = {setup: number for number, setup in enumerate(dict.fromkeys(p.setup for p in found))}
@@ -208,12 +214,12 @@ def caveats(found: Sequence[Place]) -> list[str]:
     blocks = f"{most}" if fewest == most else f"{fewest} to {most}"
     parts = [
         f"Each place was measured in {blocks} windows of each topology, taken in turn, and only "
-        f"windows of one turn are compared. A loss is one whose {1 - ALPHA:.0%} interval lies "
-        "below 1, a gain one whose interval lies above; the rest is *not shown*, which is not to "
-        "say that there is no difference.",
-        f"Each interval speaks for its place alone: of places without any difference {ALPHA:.0%} "
-        "are called a loss or a gain all the same, and the deepest of many is deepest partly by "
-        "chance. Intervals say how windows of the same servers scatter, not how another hour is.",
+        "windows of one turn are compared. A loss is one whose interval lies below 1, a gain one "
+        "whose interval lies above; the rest is *not shown*, which is not to say that there is no "
+        "difference.",
+        f"The intervals are so wide that all of a topology hold at once with {1 - ALPHA:.0%} "
+        "confidence. Still the deepest of many places is deepest partly by chance, and intervals "
+        "say how windows of the same servers scatter, not how another hour is.",
     ]
     if fewest < MIN_BLOCKS:
         parts.append(
@@ -238,4 +244,4 @@ def _lost(place: Place) -> str:
 
 
 def _interval_words(place: Place) -> str:
-    return f"{1 - ALPHA:.0%} interval {place.low:.2f} to {place.high:.2f} of {REFERENCE}'s rate"
+    return f"interval {place.low:.2f} to {place.high:.2f} of {REFERENCE}'s rate"

@@ -134,11 +134,11 @@ def _share_of_bound(cell: CellSummary) -> str:
 
 
 def _share_of_decode_bound(cell: CellSummary) -> str:
-    ours = [engine for engine in cell.rates if engine.startswith(f"{OURS}:")]
-    known = [rate for rate in map(cell.decode_rate, ours) if rate is not None]
-    if not known or cell.bound is None:
+    ours = cell.best_of_ours
+    rate = None if ours is None else cell.decode_rate(ours)
+    if rate is None or cell.bound is None:
         return NOTHING
-    return f"{max(known) / cell.bound.decode:.2f}"
+    return f"{rate / cell.bound.decode:.2f}"
 
 
 def _decode(cell: CellSummary, engine: str) -> str:
