@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.peers.plan import OURS
 from bench.peers.records import PairRecord, RunRecord, Workload
 from bench.peers.summary import (
     AUTO,
