@@ -64,8 +64,8 @@ def valley_map(valley: Valley) -> Picture:
         title=title,
         alt=f"Two tables of shares by step and clients. {title}.",
         caption="Output tokens/s of a topology over those of one process, with intervals of what "
-        "was found that hold at once. Below 1 its handoffs cost more than they bring; grey where no "
-        "difference is shown.",
+        "was found that hold at once. Below 1 its handoffs cost more than they bring; grey where "
+        "no difference is shown.",
         columns=(*columns, "residual", "verdict"),
         rows=[(*dataclasses.astuple(place), place.residual, place.verdict) for place in mine],
         figure=figure,
