@@ -146,6 +146,20 @@ def test_the_tables() -> None:
     assert "at acceptance 0.75)" in text
 
 
+def test_both_shares_of_the_bound_are_of_the_same_mode() -> None:
+    """One that was quick once is in neither."""
+    found = summary()
+    cells = [each for cell in found.cells for each in cell.records]
+    cells.append(record("pdv_mp:ngram", 1, 0, 300.0))
+    again = summarise(found.run, cells, [])
+    (cell, _) = again.cells
+    assert cell.bound is not None
+    rows = [line for line in page(again).splitlines() if "best of ours ÷ bound" in line]
+    end_to_end, decoding = (float(row.split(" | ")[1]) for row in rows)
+    assert end_to_end == pytest.approx(83.7 / cell.bound.total, abs=0.006)
+    assert decoding == pytest.approx(63 / 0.48 / cell.bound.decode, abs=0.006)
+
+
 def test_without_rates_there_is_no_bound() -> None:
     found = summary(with_machine=False)
     assert {cell.bound for cell in found.cells} == {None}
