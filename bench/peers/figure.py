@@ -22,6 +22,8 @@ from bench.report.figures.style import (
 from bench.results.records import Candidate
 
 NAME = "peers"
+LEGEND_COLUMNS = 4
+"""The longest of the engines' names fit."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1)))
 COLUMNS = ("pair", "workload", "concurrency", "engine", "tokens_per_s", "low", "high")
 
@@ -43,7 +45,7 @@ def picture(summary: Summary) -> Picture:
         f"rounds; float32, {threads(run)} for every engine, greedy, no prefix caching. "
         "Grey: the bound of the machine."
     )
-    rows = -(-len(engines) // 6)
+    rows = -(-len(engines) // LEGEND_COLUMNS)
     figure = new_figure(title, footer, 1.2 + 2.9 * len(run.pairs), legend_rows=rows)
     panels = figure.subplots(len(run.pairs), len(run.workloads), squeeze=False)
     numbers: list[tuple[object, ...]] = []
@@ -80,7 +82,8 @@ def picture(summary: Summary) -> Picture:
             top = max([*(value for _, value in bounds), *_values(known)], default=1.0)
             axes.set_ylim(0, top * 1.05)
             axes.yaxis.set_major_formatter(plain_numbers)
-    legend_below(figure, footer, list(handles.values()), [label(name) for name in handles])
+    labels = [label(name) for name in handles]
+    legend_below(figure, footer, list(handles.values()), labels, LEGEND_COLUMNS)
     return Picture(
         NAME,
         title,

@@ -141,7 +141,11 @@ def new_figure(title: str, footer: str, height: float, legend_rows: int = 0) -> 
 
 
 def legend_below(
-    figure: Figure, footer: str, handles: Sequence[Any], labels: Sequence[str]
+    figure: Figure,
+    footer: str,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    columns: int = LEGEND_COLUMNS,
 ) -> None:
     """A legend of one or more rows between the axes and the footer."""
     figure.legend(
@@ -149,7 +153,7 @@ def legend_below(
         labels,
         loc="lower right",
         bbox_to_anchor=(0.995, _footer_height(footer) / figure.get_figheight()),
-        ncols=LEGEND_COLUMNS,
+        ncols=columns,
         frameon=False,
         borderpad=0.0,
         columnspacing=1.4,
