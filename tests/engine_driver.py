@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,12 +90,12 @@ class KVWatcher:
         draft = drafter.draft
 
         def watched_draft(
-            batch: ForwardBatch, cache: KVCache, lengths: np.ndarray, vocab_size: int
+            batch: ForwardBatch, cache: KVCache, lengths: np.ndarray, *arguments: Any
         ) -> np.ndarray:
             slots, starts = batch.slots, batch.start_positions
             assert np.array_equal(starts, self._written[slots]), "a gap, or rows computed twice"
             self._written[slots] = starts + batch.query_lens + lengths - 1
-            return draft(batch, cache, lengths, vocab_size)
+            return draft(batch, cache, lengths, *arguments)
 
         drafter.draft = watched_draft  # type: ignore[method-assign]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,10 @@ from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.emulation.cost_table import CostTable
 from pdv_mp.emulation.device_name import is_emulated
 from pdv_mp.model.errors import ModelError
+
+if TYPE_CHECKING:
+    from bench.emulation.calibration import Axes
+    from bench.emulation.contention import Point
 
 DRAFT_LENGTH = 4
 PROMPTS, TOKENS = 96, 64
@@ -125,7 +130,8 @@ def _measured(
 ) -> CostTable:
     import torch
 
-    from bench.emulation.calibration import calibrated_table, measure_steps
+    from bench.emulation.calibration import Stopwatch, axes_of, calibrated_table, measure_steps
+    from bench.emulation.contention import measure_contention
     from bench.sweep.errors import PlanError
     from bench.sweep.plan import typed_options
     from launcher.checks import prepare
@@ -147,14 +153,27 @@ def _measured(
     if config.table is not None:
         torch.set_num_threads(config.table.workers[0].threads or 1)
     resources = build_resources(config)
-    steps = measure_steps(
-        resources,
-        config.scheduling.max_num_batched_tokens,
-        rounds,
-        lambda text: click.echo(text, err=True),
-    )
+    stopwatch = Stopwatch(resources)
+    grids = axes_of(resources, config.scheduling.max_num_batched_tokens)
+    with torch.inference_mode():
+        steps = measure_steps(stopwatch, grids, rounds, lambda text: click.echo(text, err=True))
+        contention = None
+        if resources.plan.device.type == "cpu" and torch.get_num_threads() == 1:
+            contention = measure_contention(stopwatch, _typical(grids), rounds)
+            click.echo(f"{contention:.2f} times as long beside another process", err=True)
     alpha = _acceptance() if acceptance is None else acceptance
-    return calibrated_table(resources, config, name, alpha, steps, overlap)
+    return calibrated_table(resources, config, name, alpha, steps, overlap, contention)
+
+
+def _typical(grids: Mapping[str, Axes]) -> list[Point]:
+    """Of each kind of step a small one and one in the middle of its grid."""
+    points = []
+    for name, grid in grids.items():
+        for part in (0, 0.5):
+            axes = (grid.sequences, grid.rows, grid.context)
+            count, rows, tokens = (axis[int(part * (len(axis) - 1))] for axis in axes)
+            points.append((name, count, rows, tokens))
+    return points
 
 
 def _acceptance() -> float:

@@ -6,15 +6,14 @@ are timed in rounds, one after the other, so that a slow minute falls on all of 
 point's time is its median over the rounds.
 
 Where a model drafts several tokens in one call, a draft step of one row is what each further token
-makes such a call longer, less what an emulated device, which takes one step at a time, does between
-two steps.
+makes such a call longer.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,12 +66,10 @@ def axes_of(resources: Resources, chunk: int) -> dict[str, Axes]:
         widths,
         tuple(n for n in (0, 256) if n + widths[-1] <= room),
     )
-    return {
-        "prefill": prompts,
-        "verify": Axes(sequences, (1, 2, 3, 5, 9), context),
-        "prefill_draft": prompts,
-        "draft": Axes(sequences, (1, 2), context),
-    }
+    grids = {"prefill": prompts, "verify": Axes(sequences, (1, 2, 3, 5, 9), context)}
+    if resources.draft is not None:
+        grids |= {"prefill_draft": prompts, "draft": Axes(sequences, (1, 2), context)}
+    return grids
 
 
 class Stopwatch:
@@ -144,25 +141,23 @@ class Stopwatch:
     ) -> float:
         """A first step with ``rows`` rows, or the part of one further step in a call."""
         one = np.ones(batch.num_sequences, np.int64)
-        first_ns = self._draft_ns(runner, batch, one)
+        first_ns = self._draft_ns(runner, batch, one, parameters)
         if rows > 1:
             return max(0, first_ns - self._choosing_ns("draft", parameters)) / 1000
-        all_ns = self._draft_ns(runner, batch, one + FURTHER_DRAFTS)
-        plan = runner.cache.plan(batch)
-        started = time.perf_counter_ns()
-        next_batch = batch.advance(one)
-        runner.cache.advance(plan, next_batch)
-        self._sampling.rows(next_batch.slots, next_batch.start_positions)
-        between_ns = time.perf_counter_ns() - started
-        between_ns += self._choosing_ns("draft", parameters)
-        return max(0.0, (all_ns - first_ns) / FURTHER_DRAFTS - between_ns) / 1000
+        all_ns = self._draft_ns(runner, batch, one + FURTHER_DRAFTS, parameters)
+        return max(0, all_ns - first_ns) / FURTHER_DRAFTS / 1000
 
     @staticmethod
-    def _draft_ns(runner: ModelRunner, batch: ForwardBatch, lengths: npt.NDArray[np.int64]) -> int:
+    def _draft_ns(
+        runner: ModelRunner,
+        batch: ForwardBatch,
+        lengths: npt.NDArray[np.int64],
+        parameters: SamplingRows,
+    ) -> int:
         if runner.drafter is None:
             raise ValueError("this model takes one step at a time")
         started = time.perf_counter_ns()
-        runner.drafter.draft(batch, runner.cache, lengths, runner.vocab_size)
+        runner.drafter.draft(batch, runner.cache, lengths, runner.vocab_size, parameters)
         return time.perf_counter_ns() - started
 
     def _choosing_ns(self, step: str, rows: SamplingRows) -> int:
@@ -185,27 +180,23 @@ class Stopwatch:
 
 
 def measure_steps(
-    resources: Resources, chunk: int, rounds: int, progress: Progress
+    stopwatch: Stopwatch, grids: Mapping[str, Axes], rounds: int, progress: Progress
 ) -> dict[str, StepCosts]:
-    """The costs of all steps of the models of a process."""
-    stopwatch, grids = Stopwatch(resources), axes_of(resources, chunk)
-    if resources.draft is None:
-        grids = {name: grid for name, grid in grids.items() if name in ("prefill", "verify")}
+    """The costs of the steps of the models of a process."""
     times: dict[tuple[str, tuple[int, int, int]], list[float]] = {}
-    with torch.inference_mode():
-        for turn in range(rounds + 1):
-            for name, grid in grids.items():
-                for point in grid.points():
-                    took = stopwatch.microseconds(name, *point)
-                    if took is None:
-                        raise ConfigError(
-                            f"the KV budget has no room for {point[0]} sequences of "
-                            f"{point[1] + point[2]} tokens: give a larger --kv-cache-memory, or a "
-                            "smaller --max-num-seqs"
-                        )
-                    if turn:  # the first round warms up
-                        times.setdefault((name, point), []).append(took)
-            progress(f"round {turn} of {rounds}")
+    for turn in range(rounds + 1):
+        for name, grid in grids.items():
+            for point in grid.points():
+                took = stopwatch.microseconds(name, *point)
+                if took is None:
+                    raise ConfigError(
+                        f"the KV budget has no room for {point[0]} sequences of "
+                        f"{point[1] + point[2]} tokens: give a larger --kv-cache-memory, or a "
+                        "smaller --max-num-seqs"
+                    )
+                if turn:  # the first round warms up
+                    times.setdefault((name, point), []).append(took)
+        progress(f"round {turn} of {rounds}")
     return {
         name: StepCosts(
             grid.sequences,
@@ -233,8 +224,10 @@ def calibrated_table(
     acceptance: float,
     steps: dict[str, StepCosts],
     overlap: bool,
+    contention: float | None,
 ) -> CostTable:
-    """The table of a pair as it was measured; ``overlap`` as in a cost table."""
+    """The table of a pair as it was measured; ``overlap`` as in a cost table. ``contention``: of
+    steps that compute on one core of this host, whose processes overlap."""
     device = resources.plan.device
     threads = torch.get_num_threads()
     memory = psutil.virtual_memory().total
@@ -257,9 +250,11 @@ def calibrated_table(
         launch_us=0.0,
         synchronize_us=0.0,
         time_slice_us=0.0,
-        overlap=overlap,
+        overlap=overlap or contention is not None,
         models=models,
         steps=steps,
+        host_core=contention is not None,
+        contention=1.0 if contention is None else round(contention, 3),
     )
 
 

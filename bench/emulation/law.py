@@ -118,7 +118,7 @@ def predict(
     here = concurrency / where.replicas
     groups = min(where.groups, max(1, int(here)))
     n = here / groups
-    drafts = k * table.step_us("draft", n, 1, work.context) if k else 0.0
+    drafts = table.draft_us(k, n, work.context)
     verifies = table.step_us("verify", n, k + 1, work.context)
     count = where.messages if k else 0
     messages = count * (host.message(n) + where.extra_us)

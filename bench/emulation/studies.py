@@ -203,12 +203,13 @@ def device_setups(table: CostTable) -> list[Setup]:
 def validation_study(
     scope: Scope, table: CostTable, given: Mapping[str, Any] | None = None
 ) -> list[Group]:
-    """Real servers on a CPU, whose steps take turns, beside emulated ones with its table; both run
-    at the same time and are asked in turn, in blocks. ``given``: options of the real ones, those
-    with which the table was calibrated."""
+    """Real servers on a CPU beside emulated ones with its table; both run at the same time and are
+    asked in turn, in blocks. Where the table's steps take turns those of real workers do, too.
+    ``given``: options of the real ones, those with which the table was calibrated."""
     groups = []
     for topology in TOPOLOGIES:
-        exclusive = () if topology == "unified" else (("exclusive_device", True),)
+        alone = topology == "unified" or table.overlap
+        exclusive = () if alone else (("exclusive_device", True),)
         most = (("max_num_seqs", table.steps["verify"].sequences[-1]),)
         real = Setup(
             topology,

@@ -101,7 +101,9 @@ class CostTable:
     host does before a step's work is with the device; ``synchronize_us``: what passes between the
     step's end and the host's knowing of it. ``time_slice_us``: after so long the device goes on
     with the step of another process that waits; 0 lets each step end. ``overlap``: steps of
-    different processes do not wait for each other at all.
+    different processes do not wait for each other at all. ``host_core``: the device is this host's
+    CPU and a step computes on one core of it, which everything else that runs here wants, too;
+    ``contention``: how many times as long it takes while another process computes, 1 or more.
     """
 
     name: str
@@ -114,6 +116,8 @@ class CostTable:
     overlap: bool
     models: Mapping[str, ModelSizes]
     steps: Mapping[str, StepCosts]
+    host_core: bool = False
+    contention: float = 1.0
 
     @property
     def has_draft(self) -> bool:
@@ -131,6 +135,11 @@ class CostTable:
         device = self.steps[step].at(sequences, rows, context)
         return device + self.launch_us + self.synchronize_us
 
+    def draft_us(self, k: int, sequences: float, context: float) -> float:
+        """What a draft of ``k`` tokens takes, all steps of which are launched at once."""
+        steps = k * self.steps["draft"].at(sequences, 1, context)
+        return steps + self.launch_us + self.synchronize_us if k else 0.0
+
     @property
     def digest(self) -> str:
         """A hash of all that it says."""
@@ -139,7 +148,7 @@ class CostTable:
     def to_json(self) -> str:
         """The text of a file that :func:`read_cost_table` reads."""
         values: dict[str, Any] = {"emulated_device": FORMAT}
-        for name in _SCALARS:
+        for name in (*_SCALARS, *(_HOST_SCALARS if self.host_core else ())):
             values[name] = getattr(self, name)
         values["models"] = {
             role: {name: getattr(model, name) for name in ModelSizes.__slots__}
@@ -157,7 +166,8 @@ class CostTable:
     @classmethod
     def from_dict(cls, values: Any) -> CostTable:
         """Raises ConfigError, one sentence, for anything that is not a whole cost table."""
-        known = _map(values, "the cost table", ("emulated_device", *_SCALARS, "models", "steps"))
+        needed = ("emulated_device", *_SCALARS, "models", "steps")
+        known = _map(values, "the cost table", needed, _HOST_SCALARS)
         if known["emulated_device"] != FORMAT:
             raise ConfigError(
                 f"emulated_device is {known['emulated_device']!r}; this version reads {FORMAT}"
@@ -165,9 +175,12 @@ class CostTable:
         models = _map(known["models"], "models", ("target",), ("draft",))
         wanted = STEPS + (DRAFT_STEPS if "draft" in models else ())
         steps = _map(known["steps"], "steps", wanted)
-        if type(known["overlap"]) is not bool:
-            raise ConfigError(f"overlap must be true or false, not {known['overlap']!r}")
-        return cls(
+        host: dict[str, Any] = {}
+        if "host_core" in known:
+            host["host_core"] = _truth(known["host_core"], "host_core")
+        if "contention" in known:
+            host["contention"] = _number(known["contention"], "contention", least=1.0)
+        table = cls(
             name=_text(known["name"], "name"),
             origin=_text(known["origin"], "origin"),
             acceptance=_number(known["acceptance"], "acceptance", most=1.0),
@@ -175,10 +188,16 @@ class CostTable:
             launch_us=_number(known["launch_us"], "launch_us"),
             synchronize_us=_number(known["synchronize_us"], "synchronize_us"),
             time_slice_us=_number(known["time_slice_us"], "time_slice_us"),
-            overlap=known["overlap"],
+            overlap=_truth(known["overlap"], "overlap"),
             models={role: _sizes(model, f"models.{role}") for role, model in models.items()},
             steps={name: _costs(steps[name], f"steps.{name}") for name in wanted},
+            **host,
         )
+        if table.host_core and not table.overlap:
+            raise ConfigError("host_core needs overlap: true: its processes do not take turns")
+        if table.contention > 1 and not table.host_core:
+            raise ConfigError("contention needs host_core: true")
+        return table
 
 
 _SCALARS = (
@@ -191,6 +210,8 @@ _SCALARS = (
     "time_slice_us",
     "overlap",
 )
+_HOST_SCALARS = ("host_core", "contention")
+"""Which a table need not have."""
 
 
 def read_cost_table(path: Path) -> CostTable:
@@ -236,10 +257,16 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _number(value: Any, what: str, most: float = math.inf) -> float:
+def _truth(value: Any, what: str) -> bool:
+    if type(value) is not bool:
+        raise ConfigError(f"{what} must be true or false, not {value!r}")
+    return value
+
+
+def _number(value: Any, what: str, least: float = 0.0, most: float = math.inf) -> float:
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not 0 <= value <= most:
-        limit = "at least 0" if most == math.inf else f"from 0 to {most:g}"
+    if not good or not math.isfinite(value) or not least <= value <= most:
+        limit = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise ConfigError(f"{what} must be a number {limit}, not {value!r}")
     return float(value)
 

@@ -9,7 +9,8 @@ frees when its holder dies. The step that a dead process left ends in its time.
 
 Layout, int64 in native order: for each device the time up to which its account is made, the next
 ticket, and a count of arrivals; then for each process its step (ticket, remaining ns, ns of its
-present slice), the count and the device time of its steps, and by how much its waits missed.
+present slice), until when it computes at least, the count and the device time of its steps, and by
+how much its waits missed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdv_mp.emulation.core_time import CoreTime
 from pdv_mp.emulation.device_name import MAX_DEVICES
 from pdv_mp.emulation.precise_wait import PreciseWait
 
@@ -35,8 +37,12 @@ BUCKETS_PER_OCTAVE = 4
 NUM_BUCKETS = 144
 
 _MADE_TO, _NEXT_TICKET, _ARRIVALS, _DEVICE_WORDS = range(4)
-_TICKET, _REMAINING, _USED, _STEPS, _BUSY, _MISSED = range(6)
+_TICKET, _REMAINING, _USED, _COMPUTES_UNTIL, _STEPS, _BUSY, _MISSED = range(7)
 _PROCESS_WORDS = _MISSED + NUM_BUCKETS
+
+_SEEN_COMPUTING_NS = 500_000
+"""For so long a process counts as computing after it last said so: one that lost its core, or died,
+stands in nobody's way."""
 
 
 @dataclass(slots=True)
@@ -84,7 +90,9 @@ class EmulatedDevice:
     """The end of one process. ``devices``: on which device each process computes, by its place in
     the account; ``process``: this one's. Without a ``path`` no other process takes part.
 
-    ``slice_ns``: 0 lets each step end. With ``overlap`` steps do not wait for each other.
+    ``slice_ns``: 0 lets each step end. With ``overlap`` steps do not wait for each other. With
+    ``host_core`` they take the time of a core of this host, ``contention`` times as much while
+    another process computes on the same device.
     """
 
     def __init__(
@@ -95,6 +103,8 @@ class EmulatedDevice:
         *,
         slice_ns: int = 0,
         overlap: bool = False,
+        host_core: bool = False,
+        contention: float = 1.0,
     ) -> None:
         self._process = process
         self._slice_ns = slice_ns
@@ -113,6 +123,9 @@ class EmulatedDevice:
         self._sharing = [
             number for number, device in enumerate(devices) if device == devices[process]
         ]
+        self._others = [number for number in self._sharing if number != process]
+        self._contention = contention
+        self._core = CoreTime() if host_core else None
         self._wait = PreciseWait()
 
     def run(self, launch_ns: int, device_ns: int, synchronize_ns: int) -> None:
@@ -120,7 +133,10 @@ class EmulatedDevice:
         entered = time.monotonic_ns()
         if launch_ns:
             self._wait.until(entered + launch_ns)
-        if self._overlap:
+        if self._core is not None:
+            missed = self._core.spend(device_ns + synchronize_ns, self._pace)
+            self._words[self._place(self._process) + _COMPUTES_UNTIL] = 0
+        elif self._overlap:
             missed = self._wait.until(entered + launch_ns + device_ns + synchronize_ns)
         else:
             missed = self._wait_for_turn(device_ns, synchronize_ns)
@@ -128,6 +144,15 @@ class EmulatedDevice:
         self._words[place + _STEPS] += 1
         self._words[place + _BUSY] += device_ns
         self._words[place + _MISSED + bucket_of(missed)] += 1
+
+    def _pace(self) -> float:
+        """How many times as long as alone this process computes now; others see that it does."""
+        now = time.monotonic_ns()
+        self._words[self._place(self._process) + _COMPUTES_UNTIL] = now + _SEEN_COMPUTING_NS
+        for other in self._others:
+            if self._words[self._place(other) + _COMPUTES_UNTIL] > now:
+                return self._contention
+        return 1.0
 
     def _wait_for_turn(self, device_ns: int, synchronize_ns: int) -> int:
         end, arrivals = self._hand_over(device_ns)

@@ -39,10 +39,14 @@ class EmulatedTokens:
     def propose(self, logits: Tensor, rows: SamplingRows) -> DraftTokens:
         """The draft's token of each row."""
         del logits
+        return DraftTokens(torch.from_numpy(self.drafts(rows)), None)
+
+    def drafts(self, rows: SamplingRows) -> npt.NDArray[np.int64]:
+        """The draft's token of each row, int64 [R]."""
         indices, num_ids = self._indices(rows), len(self._allowed)
         others = (indices + 1 + _number(rows, Purpose.DRAFT) % (num_ids - 1)) % num_ids
         right = _number(rows, Purpose.ACCEPTANCE) < self._acceptance * 2.0**32
-        return DraftTokens(torch.from_numpy(self._allowed[np.where(right, indices, others)]), None)
+        return self._allowed[np.where(right, indices, others)]
 
     def judge(
         self,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pdv_mp.memory.attention_plan import AttentionPlan
     from pdv_mp.memory.kv_cache import KVCache
     from pdv_mp.model.batch import ForwardBatch
+    from pdv_mp.speculation.sampling import SamplingRows
 
 
 class LanguageModel(Protocol):
@@ -35,17 +36,27 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
-class GreedyDrafter(Protocol):
+class Drafter(Protocol):
     """A model that drafts several tokens in one call."""
 
+    def can_draft(self, rows: SamplingRows) -> bool:
+        """Whether it chooses tokens as these parameters want it."""
+        ...
+
     def draft(
-        self, batch: ForwardBatch, cache: KVCache, lengths: NDArray[np.int64], vocab_size: int
+        self,
+        batch: ForwardBatch,
+        cache: KVCache,
+        lengths: NDArray[np.int64],
+        vocab_size: int,
+        rows: SamplingRows,
     ) -> NDArray[np.int64]:
-        """The tokens that follow each sequence greedily: of equal scores the lowest id.
+        """The tokens that follow each sequence. Greedily that is, of equal scores, the lowest id.
 
         `batch` wants one row of logits for each of its B sequences. `lengths` [B]: tokens wanted,
-        at least 1 each, of the first `vocab_size` ids. Returns [B, max(lengths)], -1 beyond a
-        sequence's length. The rows of all tokens but the last of each sequence are written, too.
-        Raises ValueError for a slot or position that the cache does not have.
+        at least 1 each, of the first `vocab_size` ids. `rows` [B]: the parameters of each
+        sequence's first token, for which :meth:`can_draft` holds. Returns [B, max(lengths)], -1
+        beyond a sequence's length. The rows of all tokens but the last of each sequence are
+        written, too. Raises ValueError for a slot or position that the cache does not have.
         """
         ...

@@ -62,7 +62,7 @@ class DraftStage:
         known = self._use_ahead(order, ids)
         proposal = None
         if not known.any():
-            proposal = self._run_recorded(order, ids) or self._run_greedily(order)
+            proposal = self._run_recorded(order, ids) or self._run_at_once(order)
         if proposal is not None:
             return proposal
         batch, plan, active = None, None, np.flatnonzero(known < order.lengths)
@@ -112,11 +112,12 @@ class DraftStage:
         proposal = Proposal(order.slots, order.base, order.lengths, ids, pending=pending)
         return proposal if self._defers else known_ids(proposal)
 
-    def _run_greedily(self, order: DraftOrder) -> Proposal | None:
-        """The whole draft as one call of the kernels; None where they take one step at a time, or
-        where some sequence is not greedy."""
+    def _run_at_once(self, order: DraftOrder) -> Proposal | None:
+        """The whole draft as one call of the model; None where it takes one step at a time, or does
+        not choose tokens as some sequence wants it."""
         runner = self._draft
-        if runner.drafter is None or not self._sampling.rows(order.slots, order.base).all_greedy:
+        rows = self._sampling.rows(order.slots, order.base)
+        if runner.drafter is None or not runner.drafter.can_draft(rows):
             return None
         token_ids, starts = self._catch_up(order, MAX_FED)
         ids = runner.drafter.draft(
@@ -124,6 +125,7 @@ class DraftStage:
             runner.cache,
             order.lengths,
             runner.vocab_size,
+            rows,
         )
         return Proposal(order.slots, order.base, order.lengths, ids)
 

@@ -50,6 +50,15 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert table.step_us("draft", 8, 1, 500) == 210
 
 
+def test_a_table_without_a_word_about_the_hosts_cores_takes_none() -> None:
+    table = CostTable.from_dict(flat_table())
+    assert (table.host_core, table.contention) == (False, 1.0)
+    given = {**flat_table(), "overlap": True, "host_core": True, "contention": 1.5}
+    table = CostTable.from_dict(given)
+    assert CostTable.from_dict(json.loads(table.to_json())) == table
+    assert (table.host_core, table.contention) == (True, 1.5)
+
+
 def _without(*path: str) -> dict[str, Any]:
     table = copy.deepcopy(flat_table())
     part = table
@@ -86,6 +95,10 @@ def _with(value: Any, *path: str) -> dict[str, Any]:
         (_with(0, "models", "draft", "layers"), "models.draft.layers"),
         (_with("int4", "models", "draft", "dtype"), "dtype must be one of"),
         (_with("yes", "overlap"), "overlap must be true or false"),
+        (_with(1, "host_core"), "host_core must be true or false"),
+        (_with(True, "host_core"), "host_core needs overlap: true"),
+        (_with(0.9, "contention"), "contention must be a number at least 1"),
+        (_with(1.5, "contention"), "contention needs host_core: true"),
         (_with(1, "acceptence"), "unknown entry 'acceptence'"),
         (_with(2, "emulated_device"), "this version reads 1"),
     ],

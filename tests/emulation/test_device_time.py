@@ -118,6 +118,40 @@ def test_steps_that_may_overlap_do_not_wait_for_each_other(tmp_path: Path) -> No
     other.close()
 
 
+def test_a_step_on_a_core_of_the_host_takes_that_cores_time() -> None:
+    device = EmulatedDevice(None, (0,), 0, overlap=True, host_core=True, contention=3.0)
+    before = time.thread_time_ns()
+    device.run(0, 20 * MILLISECOND, 0)
+    took = time.thread_time_ns() - before
+    assert 20 * MILLISECOND <= took < 40 * MILLISECOND
+    device.close()
+
+
+@pytest.mark.parametrize(("other_device", "pace"), [(0, 3.0), (1, 1.0)])
+def test_steps_on_cores_of_the_host_contend_on_one_device(
+    other_device: int, pace: float, tmp_path: Path
+) -> None:
+    path, devices = tmp_path / DEVICE_FILE, (0, other_device)
+    busy, timed = (
+        EmulatedDevice(path, devices, process, overlap=True, host_core=True, contention=3.0)
+        for process in (0, 1)
+    )
+    assert timed._pace() == 1.0
+    paces = []
+    for _ in range(100):  # this thread may lose its core between the two, for long
+        busy._pace()
+        paces.append(timed._pace())
+    assert max(paces) == pace
+    busy._pace()
+    time.sleep(0.001)
+    assert timed._pace() == 1.0  # whoever does not say so any more has died, or has no core
+    busy._pace()
+    busy.run(0, 1000, 0)
+    assert timed._pace() == 1.0
+    busy.close()
+    timed.close()
+
+
 def test_a_dead_process_holds_nobody_up(tmp_path: Path) -> None:
     """It had the lock when it was killed, and a step on the device."""
     path = tmp_path / DEVICE_FILE

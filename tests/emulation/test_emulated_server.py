@@ -70,6 +70,8 @@ def test_a_split_server_on_two_devices_answers_as_one_alone(
     emulated = info["emulated"]
     forwards = ("prefill_forwards", "draft_prefill_forwards", "draft_forwards", "verify_forwards")
     assert emulated["steps"] >= counters["verify_forwards"] + counters["prefill_forwards"]
-    assert emulated["device_ns"] == emulated["steps"] * 200_000
+    assert emulated["device_ns"] % 200_000 == 0
+    # A draft of three tokens is one launch of three steps.
+    total = sum(counters[name] for name in forwards)
+    assert emulated["steps"] < emulated["device_ns"] // 200_000 <= total
     assert sum(emulated["missed"].values()) == emulated["steps"]
-    assert sum(counters[name] for name in forwards) >= emulated["steps"]

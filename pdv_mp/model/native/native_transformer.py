@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pdv_mp.model.architecture import ModelConfig
     from pdv_mp.model.batch import ForwardBatch
     from pdv_mp.model.weights import Weights
+    from pdv_mp.speculation.sampling import SamplingRows
 
 
 class NativeTransformer:
@@ -105,14 +106,20 @@ class NativeTransformer:
         )
         return logits
 
+    def can_draft(self, rows: SamplingRows) -> bool:
+        """Greedy rows alone."""
+        return rows.all_greedy
+
     def draft(
         self,
         batch: ForwardBatch,
         cache: KVCache,
         lengths: NDArray[np.int64],
         vocab_size: int,
+        rows: SamplingRows,
     ) -> NDArray[np.int64]:
-        """As ``GreedyDrafter.draft``; all steps are one call."""
+        """As ``Drafter.draft``; all steps are one call."""
+        del rows
         lengths = np.ascontiguousarray(lengths, np.int64)
         ends = batch.start_positions + batch.query_lens + lengths - 1
         table = cache.units(batch, ends)

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
+import torch
 from click.testing import CliRunner
 from made_results import make_results
 from tiny_model import TinyPair
 
 from bench.emulation import studies, trials
 from bench.emulation.calibrate_command import calibrate
-from bench.emulation.calibration import measure_steps
+from bench.emulation.calibration import Stopwatch, axes_of, measure_steps
 from bench.emulation.command import emulate
+from bench.emulation.contention import measure_contention
 from bench.emulation.findings import device_rows, law_rows
 from bench.emulation.law import HostCosts, Work
 from bench.emulation.records import TRIALS, Trial, TrialFolder
@@ -226,7 +229,10 @@ def test_steps_of_a_real_pair_are_timed(tiny_pair: TinyPair) -> None:
         max_num_batched_tokens=32,
     )
     said: list[str] = []
-    steps = measure_steps(build_resources(config), 32, 1, said.append)
+    resources = build_resources(config)
+    stopwatch = Stopwatch(resources)
+    with torch.inference_mode():
+        steps = measure_steps(stopwatch, axes_of(resources, 32), 1, said.append)
     assert said == ["round 0 of 1", "round 1 of 1"]
     assert set(steps) == {"prefill", "verify", "prefill_draft", "draft"}
     assert steps["verify"].sequences == (1, 2)
@@ -236,3 +242,19 @@ def test_steps_of_a_real_pair_are_timed(tiny_pair: TinyPair) -> None:
     base = read_cost_table(table_path(studies.BASE))
     table = dataclasses.replace(base, steps=steps)
     assert CostTable.from_dict(json.loads(table.to_json())) == table
+
+
+def test_contention_is_measured_beside_another_process(tiny_pair: TinyPair) -> None:
+    config = EngineConfig.from_options(
+        model=str(tiny_pair.verifier),
+        draft_model=str(tiny_pair.draft),
+        device="cpu",
+        max_num_seqs=2,
+        queue_factor=1.0,
+    )
+    before = psutil.Process().children()
+    with torch.inference_mode():
+        stopwatch = Stopwatch(build_resources(config))
+        factor = measure_contention(stopwatch, [("verify", 1, 2, 16), ("draft", 1, 1, 16)], 3)
+    assert factor >= 1
+    assert psutil.Process().children() == before
