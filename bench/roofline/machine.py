@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from bench.inflate.shapes import SHAPES
+from bench.roofline.models import ModelCost
 from bench.roofline.rates import Rates
 
 BUFFER_BYTES = 256 << 20
 """More than any cache holds."""
 
 MATRIX = 2048
+ROWS = 128
 SECONDS = 0.6
 """Each rate is the best of repetitions over this time: others on the machine only take away."""
 
@@ -25,7 +28,8 @@ WAIT_SECONDS = 120.0
 @dataclass(frozen=True, slots=True)
 class MachineRates:
     """Bytes/s that are read, and that are copied (read and written both count), and float32
-    operations/s of a matrix product, with so many threads."""
+    operations/s of matrix products, with so many threads: PyTorch's or our kernels', whichever are
+    quicker, since libraries favour some makers' CPUs."""
 
     threads: int
     read: float
@@ -67,8 +71,27 @@ def rates_here(threads: int) -> MachineRates:
             threads=threads,
             read=BUFFER_BYTES / _best(lambda: source.sum()),
             copy=2 * BUFFER_BYTES / _best(lambda: target.copy_(source)),
-            flops=2 * MATRIX**3 / _best(lambda: left @ right),
+            flops=max(2 * MATRIX**3 / _best(lambda: left @ right), kernel_flops()),
         )
+
+
+def kernel_flops() -> float:
+    """Operations/s of the products in a prompt of our kernels; 0 where there are none."""
+    from bench.roofline.profile import Profiler, Step
+    from pdv_mp.model.native.library import NativeError
+
+    config = replace(SHAPES["tinyllama-1.1b"].parse(), num_layers=1, vocab_size=1024)
+    try:
+        profiler = Profiler(config, Rates("", 1.0, 1.0), 1, ROWS)
+    except NativeError:
+        return 0.0
+    cost = ModelCost.of(config)
+    operations = 2 * (cost.layer_weights * ROWS + cost.head_weights)
+    best, end = 0.0, time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        profile = profiler(Step(1, ROWS, 0))
+        best = max(best, operations / (profile.seconds * profile.products))
+    return best
 
 
 def _best(action: Callable[[], object]) -> float:

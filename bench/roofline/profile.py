@@ -109,7 +109,9 @@ class Profiler:
             step,
             median(times),
             dict(zip(PHASES, (phases / sum(times)).tolist(), strict=True)),
-            step_seconds(self._rates, cost, step.batch, step.rows, context),
+            step_seconds(
+                self._rates, cost, step.batch, step.rows, context, None if step.context else 1
+            ),
         )
 
 

@@ -80,7 +80,6 @@ def forward(
         start_positions=nothing,
         slots=nothing,
         row_positions=nothing,
-        row_slots=nothing,
         device=cache.device,
     )
     return model.forward(batch, cache, cache.static_plan(tables, positions, places))

@@ -38,7 +38,6 @@ class ForwardBatch:
     start_positions: Int64Array
     slots: Int64Array
     row_positions: Int64Array
-    row_slots: Int64Array
     device: torch.device
 
     @property
@@ -48,6 +47,11 @@ class ForwardBatch:
     @property
     def num_sequences(self) -> int:
         return len(self.slots)
+
+    @property
+    def row_slots(self) -> Int64Array:
+        """The slot of each row: [N]."""
+        return np.repeat(self.slots, self.query_lens)
 
     @property
     def context(self) -> int:
@@ -76,22 +80,23 @@ class ForwardBatch:
         num_sequences, num_rows = len(query_lens), len(token_ids)
         if not num_sequences == len(start_positions) == len(slots) or not num_sequences:
             raise ValueError("query_lens, start_positions and slots must have one entry a sequence")
-        if query_lens.min() < 1 or start_positions.min() < 0 or slots.min() < 0:
+        # Python's numbers: an operation on so short an array is mostly its call.
+        counts, used = query_lens.tolist(), slots.tolist()
+        if min(counts) < 1 or min(used) < 0 or min(start_positions.tolist()) < 0:
             raise ValueError("query lengths must be positive, positions and slots not negative")
-        if len(set(slots.tolist())) != num_sequences:
-            raise ValueError(f"a slot appears twice in the batch: {slots.tolist()}")
-        ends = np.cumsum(query_lens)
-        if ends[-1] != num_rows:
-            raise ValueError(f"{num_rows} token ids for query lengths that add up to {ends[-1]}")
+        if len(set(used)) != num_sequences:
+            raise ValueError(f"a slot appears twice in the batch: {used}")
+        if sum(counts) != num_rows:
+            raise ValueError(f"{num_rows} token ids for query lengths that add up to {sum(counts)}")
         if (
             logit_rows is not None
             and len(logit_rows)
             and not 0 <= np.min(logit_rows) <= np.max(logit_rows) < num_rows
         ):
             raise ValueError(f"logit_rows reach outside of the batch's {num_rows} rows")
-        row_positions = np.arange(num_rows) + np.repeat(
-            start_positions - (ends - query_lens), query_lens
-        )
+        ends = np.cumsum(query_lens)
+        row_positions = np.repeat(start_positions + query_lens - ends, query_lens)
+        row_positions += np.arange(num_rows)
         return cls(
             token_ids=to_device(token_ids, device),
             positions=to_device(row_positions, device),
@@ -100,7 +105,6 @@ class ForwardBatch:
             start_positions=start_positions,
             slots=slots,
             row_positions=row_positions,
-            row_slots=np.repeat(slots, query_lens),
             device=device,
         )
 
@@ -118,6 +122,5 @@ class ForwardBatch:
             start_positions=positions,
             slots=self.slots,
             row_positions=positions,
-            row_slots=self.slots,
             device=self.device,
         )

@@ -533,15 +533,15 @@ class Scheduler:
         self._table.in_flight[proposal.slots] = False
         width = proposal.ids.shape[1]
         # The last draft token was never fed, so after a full acceptance the draft's cache lacks it.
+        drafted = np.flatnonzero(proposal.lengths)
         if self._ngrams is None:
-            drafted = np.flatnonzero(proposal.lengths)
             kept = np.minimum(proposal.lengths - 1, verdict.accepted)
             self._table.draft_len[proposal.slots[drafted]] = (proposal.base + kept)[drafted]
             self._counters.draft_forwards += width
         emitted = np.full((len(proposal.slots), width + 1), -1, np.int64)
         emitted[:, :width] = proposal.ids
         emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
-        self._counters.verify_cycles += int((proposal.lengths > 0).sum())
+        self._counters.verify_cycles += len(drafted)
         self._counters.drafted_tokens += int(proposal.lengths.sum())
         self._counters.accepted_tokens += int(verdict.accepted.sum())
         self._controller.judged(proposal.slots, proposal.lengths, verdict.accepted)
@@ -574,27 +574,27 @@ class Scheduler:
         table = self._table
         base = table.committed[slots]
         columns = np.arange(emitted.shape[1])
-        hits = (emitted[:, :, None] == table.stop_ids[slots][:, None, :]) & (emitted >= 0)[
-            :, :, None
-        ]
-        stops = hits.any(axis=2) & (columns < counts[:, None])
-        stopped = stops.any(axis=1)
+        used = columns < counts[:, None]
+        stops = (emitted[:, :, None] == table.stop_ids[slots][:, None, :]).any(axis=2) & used
+        stopped, closing = stops.any(axis=1), table.closing[slots]
         counts = np.where(stopped, stops.argmax(axis=1) + 1, counts)
         full = base + counts >= table.max_len[slots]
-        closing = table.closing[slots]
-        counts = np.where(closing, 0, counts)
-        used = columns < counts[:, None]
+        ended = np.flatnonzero(stopped | full | closing)
+        finish = np.zeros(len(slots), np.int32)
+        stop_ids = np.full(len(slots), -1, np.int32)
+        if len(ended):
+            finish[full] = Finish.LENGTH
+            finish[stopped] = Finish.STOP
+            finish[closing] = Finish.ABORT
+            counts = np.where(closing, 0, counts)
+            stop = np.flatnonzero(finish == Finish.STOP)
+            stop_ids[stop] = emitted[stop, counts[stop] - 1]
+            used = columns < counts[:, None]
 
         ids = emitted[used].astype(np.int32)
         rows = np.repeat(slots, counts)
         table.tokens[rows, (base[:, None] + columns)[used]] = ids
         table.committed[slots] = base + counts
-        finish = np.where(
-            closing,
-            Finish.ABORT,
-            np.where(stopped, Finish.STOP, np.where(full, Finish.LENGTH, Finish.NONE)),
-        )
-        last = emitted[np.arange(len(slots)), np.maximum(counts - 1, 0)]
         self._counters.generated_tokens += len(ids)
         message = Tokens(
             requests=table.request[slots],
@@ -602,8 +602,8 @@ class Scheduler:
             counts=counts.astype(np.int32),
             drafted=drafted.astype(np.int32),
             accepted=accepted.astype(np.int32),
-            finish=finish.astype(np.int32),
-            stop_ids=np.where(finish == Finish.STOP, last, -1).astype(np.int32),
+            finish=finish,
+            stop_ids=stop_ids,
             cached=table.cached[slots].astype(np.int32),
             ids=ids,
         )
@@ -612,7 +612,7 @@ class Scheduler:
             some = TokenLogprobs(logprobs.chosen[used], logprobs.top_ids[used], logprobs.top[used])
             message.logprobs = logprob_columns(some, np.repeat(widths, counts))
         self._emissions.tokens(message, self._reporting(slots))
-        for slot in slots[finish != Finish.NONE].tolist():
+        for slot in slots[ended].tolist():
             sequence = self._by_slot[slot]
             if sequence is not None:
                 self._release(sequence)

@@ -105,14 +105,16 @@ def first_logits(
     """
     lens = np.asarray(draft_lens, np.int64)
     batch, width = draft_ids.shape
-    if lens.shape != (batch,) or np.any(lens < 0) or np.any(lens > width):
+    counts = lens.tolist()
+    if lens.shape != (batch,) or min(counts, default=0) < 0 or max(counts, default=0) > width:
         raise ValueError(f"draft_lens {lens} do not fit draft_ids of shape {draft_ids.shape}")
-    if num_rows != lens.sum() + batch:
+    if num_rows != sum(counts) + batch:
         raise ValueError(
-            f"{num_rows} rows of the verifier for {lens.sum()} drafts of {batch} requests: there "
+            f"{num_rows} rows of the verifier for {sum(counts)} drafts of {batch} requests: there "
             "must be one per draft and one more per request"
         )
-    starts: npt.NDArray[np.int64] = np.cumsum(lens + 1) - lens - 1
+    rows = lens + 1
+    starts: npt.NDArray[np.int64] = np.cumsum(rows) - rows
     return starts
 
 
@@ -127,8 +129,7 @@ def accept(draft_ids: IntColumn, draft_lens: IntColumn, verifier_ids: IntColumn)
     """
     starts = first_logits(draft_ids, draft_lens, len(verifier_ids))
     step = np.arange(draft_ids.shape[1])
-    drafted = step < draft_lens[:, None]
-    rows = np.where(drafted, starts[:, None] + step, 0)
-    same = drafted & (draft_ids == verifier_ids[rows]) if len(verifier_ids) else drafted
+    rows = np.minimum(starts[:, None] + step, len(verifier_ids) - 1)  # where it is padding
+    same = (draft_ids == verifier_ids[rows]) & (step < draft_lens[:, None])
     accepted = count_kept(same)
-    return Acceptance(accepted, verifier_ids[starts + accepted].astype(np.int64))
+    return Acceptance(accepted, verifier_ids[starts + accepted].astype(np.int64, copy=False))

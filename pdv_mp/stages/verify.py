@@ -69,21 +69,18 @@ class VerifyStage:
         token_ids[:, 0] = table.tokens[proposal.slots, proposal.base - 1]
         token_ids[:, 1:] = proposal.ids
         used = np.arange(token_ids.shape[1]) < lengths[:, None]
-        logits = self._target.forward(
-            ForwardBatch.build(
-                token_ids[used],
-                lengths,
-                proposal.base - 1,
-                proposal.slots,
-                logit_rows=None,
-                device=self._target.device,
-            )
+        batch = ForwardBatch.build(
+            token_ids[used],
+            lengths,
+            proposal.base - 1,
+            proposal.slots,
+            logit_rows=None,
+            device=self._target.device,
         )
+        logits = self._target.forward(batch)
         self._counters.verify_forwards += 1
         table.target_len[proposal.slots] += lengths
-        rows = table.sampling.rows(
-            np.repeat(proposal.slots, lengths), ragged_range(proposal.base, lengths)
-        )
+        rows = table.sampling.rows(batch.row_slots, batch.row_positions + 1)
         outcome = self._rule.judge(proposal.ids, proposal.lengths, proposal.laws, logits, rows)
         verdict = Verdict(proposal, outcome.accepted, outcome.next_ids)
         return self._with_logprobs(verdict, logits, np.cumsum(lengths) - lengths)

@@ -60,8 +60,9 @@ class AcceptanceEstimate:
     @property
     def mean(self) -> float:
         """The rate of all drafts together."""
-        counts = np.sum([population.counts for population in self._populations], axis=0)
-        return _mean(counts, FIRST_MEAN, FIRST_WEIGHT)
+        kept = sum(population.counts[0] for population in self._populations)
+        lost = sum(population.counts[1] for population in self._populations)
+        return _mean((kept, lost), FIRST_MEAN, FIRST_WEIGHT)
 
     def forget(self, slot: int) -> None:
         """The slot has a new owner, of whom nothing is known."""
@@ -118,12 +119,12 @@ class AcceptanceEstimate:
 
     def _judge_positions(self, slots: Column, lengths: Column, accepted: Column) -> None:
         own = self._own(slots)
-        place = np.arange(int(lengths.max()))
-        tried = (place <= accepted[:, None]) & (place < lengths[:, None])
-        expected = (own[:, None] * tried).sum(axis=0)
-        found = (tried & (place < accepted[:, None])).sum(axis=0)
+        width = int(lengths.max())
+        place = np.arange(width)
+        tried = place < np.minimum(accepted + 1, lengths)[:, None]
+        expected = own @ tried
+        found = (place < accepted[:, None]).sum(axis=0)
         forgotten = (1 - 1 / POSITION_WINDOW) ** tried.sum(axis=0)
-        width = len(place)
         self._position_expected[:width] = self._position_expected[:width] * forgotten + expected
         self._position_kept[:width] = self._position_kept[:width] * forgotten + found
 
@@ -132,7 +133,7 @@ class _Population:
     """The trials of all sequences: ``counts`` of those that succeeded and failed."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(2)
+        self.counts = (0.0, 0.0)
         self._changes = (_Change(-STEP), _Change(STEP))
 
     @property
@@ -143,16 +144,17 @@ class _Population:
     @property
     def mean_if_lucky(self) -> float:
         """As far above :attr:`mean` as it may well be: :data:`LUCK` standard deviations."""
-        mean, trials = self.mean, FIRST_WEIGHT + float(self.counts.sum())
+        mean, trials = self.mean, FIRST_WEIGHT + sum(self.counts)
         return min(HIGHEST, mean + LUCK * math.sqrt(mean * (1 - mean) / trials))
 
     def judged(self, kept: float, lost: float) -> bool:
         """So many trials more; whether the rate has changed."""
         found, mean = (kept, lost), self.mean
         changed = [since for change in self._changes if (since := change.tell(found, mean))]
-        self.counts = self.counts * (1 - 1 / POPULATION_WINDOW) ** (kept + lost) + found
+        forgotten = (1 - 1 / POPULATION_WINDOW) ** (kept + lost)
+        self.counts = (self.counts[0] * forgotten + kept, self.counts[1] * forgotten + lost)
         if changed:
-            self.counts = np.array(changed[0])
+            self.counts = changed[0]
         return bool(changed)
 
 
@@ -183,5 +185,5 @@ class _Change:
         return None
 
 
-def _mean(found: Floats, first: float, weight: float) -> float:
-    return float((weight * first + found[0]) / (weight + found.sum()))
+def _mean(found: tuple[float, float], first: float, weight: float) -> float:
+    return (weight * first + found[0]) / (weight + sum(found))

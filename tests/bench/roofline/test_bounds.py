@@ -123,3 +123,6 @@ def test_the_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.rates_here(torch.get_num_threads())
     assert min(found.read, found.copy, found.flops) > 1e6
     assert found.rates.bandwidth == max(found.read, found.copy)
+    assert machine.kernel_flops() > 1e8
+    monkeypatch.setattr(machine, "kernel_flops", lambda: 1e20)
+    assert machine.rates_here(torch.get_num_threads()).flops == 1e20
