@@ -8,14 +8,15 @@ of a server do.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from bench.emulation.calibration import Stopwatch
+from pdv_mp.process import die_with_parent
 
 Point = tuple[str, int, int, int]
 """A step's name, its sequences, rows of each, and tokens before them."""
@@ -45,22 +46,26 @@ def _second_of_two(stopwatch: Stopwatch, point: Point) -> float:
 
 @contextmanager
 def _neighbour(stopwatch: Stopwatch, points: list[Point]) -> Iterator[int]:
-    """The id of a process that computes until it is ended."""
-    process = multiprocessing.get_context("fork").Process(
-        target=_compute, args=(stopwatch, points), daemon=True
-    )
-    process.start()
-    if process.pid is None:
-        raise RuntimeError("a process that was started has an id")
+    """The id of a process that computes until then. Raises RuntimeError if it ended before."""
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        _compute(stopwatch, points, parent)
     try:
-        yield process.pid
+        yield pid
     finally:
-        process.kill()
-        process.join()
-        process.close()
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    if not os.WIFSIGNALED(status):
+        raise RuntimeError("the process that computed beside this one ended by itself")
 
 
-def _compute(stopwatch: Stopwatch, points: list[Point]) -> None:
-    while True:
-        for point in points:
-            stopwatch.microseconds(*point)
+def _compute(stopwatch: Stopwatch, points: list[Point], parent: int) -> NoReturn:
+    """Until this process is killed, which its parent's death does, too."""
+    try:
+        die_with_parent(parent)
+        while True:
+            for point in points:
+                stopwatch.microseconds(*point)
+    finally:
+        os._exit(1)

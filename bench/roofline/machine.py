@@ -18,7 +18,7 @@ BUFFER_BYTES = 256 << 20
 """More than any cache holds."""
 
 MATRIX = 2048
-ROWS = 128
+ROWS, CONTEXT = 128, 16
 SECONDS = 0.6
 """Each rate is the best of repetitions over this time: others on the machine only take away."""
 
@@ -76,20 +76,21 @@ def rates_here(threads: int) -> MachineRates:
 
 
 def kernel_flops() -> float:
-    """Operations/s of the products in a prompt of our kernels; 0 where there are none."""
+    """Operations/s of the products in a step of our kernels; 0 where there are none."""
     from bench.roofline.profile import Profiler, Step
     from pdv_mp.model.native.library import NativeError
 
     config = replace(SHAPES["tinyllama-1.1b"].parse(), num_layers=1, vocab_size=1024)
     try:
-        profiler = Profiler(config, Rates("", 1.0, 1.0), 1, ROWS)
+        profiler = Profiler(config, Rates("", 1.0, 1.0), 1, CONTEXT + ROWS)
     except NativeError:
         return 0.0
     cost = ModelCost.of(config)
-    operations = 2 * (cost.layer_weights * ROWS + cost.head_weights)
+    operations = 2 * (cost.layer_weights + cost.head_weights) * ROWS
     best, end = 0.0, time.perf_counter() + SECONDS
     while time.perf_counter() < end:
-        profile = profiler(Step(1, ROWS, 0))
+        # Of a prompt the last layer would be computed for its last row alone.
+        profile = profiler(Step(1, ROWS, CONTEXT))
         best = max(best, operations / (profile.seconds * profile.products))
     return best
 
