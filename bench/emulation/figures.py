@@ -155,7 +155,7 @@ def validation_picture(rows: Rows) -> Picture | None:
         return None
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
     title = (
-        f"The emulation is off by {abs(worst['ratio'] - 1):.0%} at most: {worst['setup']} with "
+        f"The emulation is off by {abs(worst['ratio'] - 1):.1%} at most: {worst['setup']} with "
         f"{worst['concurrency']} clients"
     )
     footer = "Emulated servers with a calibrated table beside real ones on the same machine."
@@ -174,7 +174,7 @@ def validation_picture(rows: Rows) -> Picture | None:
     axes.axhspan(0.9, 1.1, color="#eeeeee", zorder=0)
     concurrency_axis(axes, [row["concurrency"] for row in rows])
     axes.set_ylabel("emulated ÷ measured tokens/s")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     columns = tuple(rows[0])
     return Picture(
         name="emulated_validation",

@@ -10,6 +10,15 @@ T_d and T_v are steps of draft and verifier, s(n) = s0 + s1 n what the host does
 m the messages that a cycle waits for over an edge, h0 + h1 n what one takes. P is what prompts take
 of the same device per cycle: with answers of L tokens, C E / L prompts begin in each.
 
+Where steps of different processes overlap, and prompts have a process of their own, clients go from
+one to the other and back. N_p are at prompts, one of which takes P_1, and the others decode:
+
+    R = R_p + L / E T(C - N_p),   R_p = P_1 (1 + N_p (C - 1) / C),   N_p = C R_p / R
+    rate = L C / R
+
+which is mean value analysis (Reiser and Lavenberg, Journal of the ACM 27, 1980) with Schweitzer's
+approximation of how many a prompt finds before it.
+
 With the draft on a device of its own and two groups, one group is drafted while the other is
 verified, and a cycle of both takes
 
@@ -27,11 +36,15 @@ Two replicas on two devices are two servers with half of the requests each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pdv_mp.emulation.cost_table import CostTable
+
+PREFILLS_APART = ("pd", "pdv")
+ROUNDS = 40
+"""After which a fixed point is found."""
 
 MESSAGES = {"unified": 0, "baseline": 0, "pd": 0, "pdv": 2}
 """Messages that a cycle waits for: verify>draft and draft>verify. Prompts of pd and pdv are handed
@@ -116,6 +129,20 @@ def predict(
 ) -> Prediction:
     """The law for one server, or for ``replicas`` of it with an equal share of the requests."""
     here = concurrency / where.replicas
+    found = _cycle(table, host, where, here, k, work)
+    tokens = here * expected_tokens(table.acceptance, k)
+    if table.overlap and where.topology in PREFILLS_APART:
+        rate = _beside(table, host, where, here, k, work)
+    else:
+        prompts = _prompts_us(table, tokens / work.answer, work.prompt)
+        rate = 1e6 * tokens / (found.cycle_us + prompts)
+    return replace(found, rate=where.replicas * rate)
+
+
+def _cycle(
+    table: CostTable, host: HostCosts, where: Arrangement, here: float, k: int, work: Work
+) -> Prediction:
+    """A cycle of ``here`` requests, as if there were no prompts."""
     groups = min(where.groups, max(1, int(here)))
     n = here / groups
     drafts = table.draft_us(k, n, work.context)
@@ -133,10 +160,23 @@ def predict(
     else:
         device = groups * (drafts + verifies)
         cycle = device + groups * host.cycle(n) + messages
-    tokens = here * expected_tokens(table.acceptance, k)
-    prompts = _prompts_us(table, tokens / work.answer, work.prompt)
-    rate = 1e6 * where.replicas * tokens / (cycle + prompts)
+    rate = 1e6 * here * expected_tokens(table.acceptance, k) / cycle
     return Prediction(rate, cycle, device, messages)
+
+
+def _beside(
+    table: CostTable, host: HostCosts, where: Arrangement, here: float, k: int, work: Work
+) -> float:
+    """Output tokens/s with prompts in a process of their own, beside the cycles."""
+    one = _prompts_us(table, 1.0, work.prompt)
+    cycles = work.answer / expected_tokens(table.acceptance, k)
+    waiting = 0.0
+    for _ in range(ROUNDS):
+        prompt = one * (1 + waiting * (here - 1) / here)
+        decoding = max(1.0, here - waiting)
+        took = prompt + cycles * _cycle(table, host, where, decoding, k, work).cycle_us
+        waiting += (here * prompt / took - waiting) / 2
+    return 1e6 * work.answer * here / took
 
 
 def _prompts_us(table: CostTable, prompts: float, tokens: float) -> float:

@@ -60,6 +60,7 @@ class Measurement:
                 self._say,
             ) as comparison:
                 comparison.run(deadline)
+            self._measure_rates()
 
     def _begin(self, pairs: list[Pair], restart: bool) -> None:
         plan = self._plan
@@ -79,12 +80,16 @@ class Measurement:
         )
         if self._results.exists and not restart:
             self._results.take_up(run)
-            return
-        rates = measure(plan.threads)
+        else:
+            self._results.begin(run)
+        self._measure_rates()
+
+    def _measure_rates(self) -> None:
+        """While no engine computes. On a shared machine they differ from hour to hour."""
+        rates = measure(self._plan.threads)
         if rates is not None:
             record = RatesRecord(rates.threads, rates.read, rates.copy, rates.flops)
-            run = run.with_rates(record)
-        self._results.begin(run)
+            self._results.reached(record)
 
     def _engine(self, pair: Pair, choice: Choice) -> Engine:
         program, peer = peers()[choice.peer]

@@ -66,6 +66,15 @@ class RatesRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copy: float
     flops: float
 
+    def best(self, other: RatesRecord) -> RatesRecord:
+        """The higher of each rate."""
+        return RatesRecord(
+            threads=self.threads,
+            read=max(self.read, other.read),
+            copy=max(self.copy, other.copy),
+            flops=max(self.flops, other.flops),
+        )
+
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``run.json``. ``rounds``: of each concurrency; ``engines``: ``peer:mode``."""
@@ -155,6 +164,16 @@ class PeersFolder:
             for name in (CELLS, FAILURES):
                 (self.path / name).unlink(missing_ok=True)
             self._write_run(run)
+        except OSError as error:
+            raise PeersError(f"{self.path}: {error.strerror}") from error
+
+    def reached(self, rates: RatesRecord) -> None:
+        """What the machine reaches now; of all that is told here the best counts, since bounds are
+        of what it can do at its best."""
+        run = self.run()
+        best = rates if run.rates is None else run.rates.best(rates)
+        try:
+            self._write_run(run.with_rates(best))
         except OSError as error:
             raise PeersError(f"{self.path}: {error.strerror}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import click
 
@@ -57,6 +58,13 @@ HEADS = (
     is_flag=True,
     help="Time the verifier's steps on this CPU instead, and say where the time goes.",
 )
+@click.option(
+    "--account",
+    is_flag=True,
+    help="Ask a server of the pair, both folders with weights, for requests instead, and say what "
+    "lies between their time and the bound.",
+)
+@click.option("--rounds", default=4, type=click.IntRange(1), help="Of --account.")
 def roofline(
     model: str,
     draft_model: str,
@@ -68,6 +76,8 @@ def roofline(
     concurrency: list[int],
     bytes_per_number: str | None,
     profile: bool,
+    account: bool,
+    rounds: int,
 ) -> None:
     """The least time that a device needs for a model pair's work, and so the most tokens/s.
 
@@ -80,12 +90,19 @@ def roofline(
         )
     except InflateError as error:
         raise click.UsageError(str(error)) from None
-    if profile and (device != CPU or size != 4):
-        raise click.UsageError("--profile times float32 on the CPU at hand")
+    if (profile or account) and (device != CPU or size != 4):
+        raise click.UsageError("--profile and --account time float32 on the CPU at hand")
+    if profile and account:
+        raise click.UsageError("--profile and --account do not go together")
     rates = _rates(device, threads)
     click.echo(f"{rates.name}: {rates.bandwidth / 1e9:,.1f} GB/s, {rates.flops / 1e9:,.0f} GFLOP/s")
     if profile:
         _profile(find_shape(model).parse(), rates, threads, concurrency, prompt_tokens)
+        return
+    if account:
+        folders = {"model": model, "draft_model": draft_model}
+        load = _Load(concurrency, prompt_tokens, output_tokens, rounds)
+        _account(folders, rates, (verifier, draft), threads, load)
         return
     click.echo(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}")
     for batch in concurrency:
@@ -121,6 +138,46 @@ def _profile(
     except NativeError as error:
         raise click.ClickException(str(error)) from None
     click.echo(table([profiler(step) for step in steps(concurrency, prompt, DRAFT)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a server is asked for."""
+
+    concurrency: list[int]
+    prompt: int
+    output: int
+    rounds: int
+
+
+def _account(
+    folders: dict[str, str],
+    rates: Rates,
+    pair: tuple[ModelCost, ModelCost],
+    threads: int | None,
+    load: _Load,
+) -> None:
+    from bench.load.held_out import HeldOut, tokenizer_of
+    from bench.roofline.account import Accountant, AccountError, account_table, measure_account
+    from pdv_mp import LLM
+    from pdv_mp.client.client import ServerError, ServerUnreachable
+    from pdv_mp.client.llm import LaunchError
+
+    accountant, windows = Accountant(rates, *pair), HeldOut(tokenizer_of(None)).windows(load.prompt)
+    accounts, taken = [], 0
+    cores = threads or len(os.sched_getaffinity(0))
+    try:
+        with LLM(**folders, device=CPU, threads=cores, enable_prefix_caching=False) as server:
+            for turn in range(load.rounds + 1):
+                for clients in load.concurrency:
+                    prompts = [windows[(taken + place) % len(windows)] for place in range(clients)]
+                    taken += clients
+                    found = measure_account(server, accountant, prompts, load.output)
+                    if turn:  # the first round warms up
+                        accounts.append(found)
+    except (LaunchError, AccountError, ServerError, ServerUnreachable) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(account_table(sorted(accounts, key=lambda account: account.concurrency)))
 
 
 def _rates(device: str, threads: int | None) -> Rates:

@@ -25,14 +25,15 @@ class CoreTime:
 
     def spend(self, nanoseconds: int, pace: Callable[[], float]) -> int:
         """Return when this thread has had so much of a core's time, each part of it divided by what
-        ``pace`` says then (1 or more); by how many ns it was more."""
-        left, last = float(nanoseconds), time.thread_time_ns()
-        while left > 0:
+        ``pace`` says then (1 or more), to the nearest some microseconds; by how many ns it was
+        more."""
+        left, part, last = float(nanoseconds), 0.0, time.thread_time_ns()
+        while left > part / 2:
             slower = pace()
             # Some microseconds, without the interpreter's lock.
             zlib.crc32(self._memory[self._place : self._place + _PART])
             self._place = (self._place + _PART) % _BYTES
             now = time.thread_time_ns()
-            left -= (now - last) / slower
-            last = now
+            part = (now - last) / slower
+            left, last = left - part, now
         return round(-left)

@@ -54,6 +54,28 @@ def test_prompts_take_their_part() -> None:
     assert long.rate == pytest.approx(1e6 * tokens / (long.cycle_us + tokens / 100 * 400))
 
 
+def test_prompts_are_computed_beside_cycles_where_processes_overlap() -> None:
+    """A client alone finds nothing to overlap with; of many, the slower of the two processes says
+    how quickly they are served."""
+    table = dataclasses.replace(TABLE, overlap=True)
+
+    def rates(clients: int, prefill: float, answer: int = 2) -> tuple[float, float]:
+        work = Work(prompt=64, answer=answer)
+        steps = {**TABLE.steps, "prefill": TABLE.steps["prefill"].scaled(prefill)}
+        slower = dataclasses.replace(table, steps=steps)
+        nobody = HostCosts(0, 0, 0, 0)
+        unified = predict(slower, nobody, Arrangement("unified"), clients, 2, work)
+        apart = predict(slower, nobody, Arrangement("pd"), clients, 2, work)
+        return unified.rate, apart.rate
+
+    apart = rates(1, 1.0)[1]
+    prompt, cycles = 400, 2 / expected_tokens(0.6, 2) * 590
+    assert apart == pytest.approx(1e6 * 2 / (prompt + cycles))
+    assert rates(64, 20.0)[1] == pytest.approx(1e6 * 2 / (20 * 190 + 10 + 200), rel=0.01)
+    unified, apart = rates(4, 20.0, answer=64)
+    assert unified < apart < 1e6 * 4 * expected_tokens(0.6, 2) / 590
+
+
 def test_two_devices_overlap_drafts_and_verification() -> None:
     where = Arrangement("pdv", groups=2, own_draft_device=True)
     found = predict(TABLE, HostCosts(0, 0, 0, 0), where, 8, 4, WORK)

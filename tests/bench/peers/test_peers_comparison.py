@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -214,3 +215,12 @@ def test_prompts_follow_from_the_seed(pair: Pair) -> None:
     assert first == again
     assert first != other
     assert [len(prompt) for prompt in first] == [9, 9, 9]
+
+
+def test_the_best_rates_that_the_machine_reached_count(folder: PeersFolder) -> None:
+    plan = Plan((), LOADS, (1, 2), (1, 1), 0, 1, 4, Limits(answer=SECONDS, judged=1))
+    folder.begin(msgspec.structs.replace(run_record(plan), rates=None))
+    folder.reached(RatesRecord(1, 2e10, 1e10, 1e11))
+    assert folder.run().rates == RatesRecord(1, 2e10, 1e10, 1e11)
+    folder.reached(RatesRecord(1, 1e10, 3e10, 2e11))
+    assert folder.run().rates == RatesRecord(1, 2e10, 3e10, 2e11)

@@ -39,7 +39,7 @@ def test_phases_add_up_to_a_step_and_the_bound_is_that_of_its_work() -> None:
 def test_only_the_cpu_at_hand_is_profiled() -> None:
     done = CliRunner().invoke(roofline, ["--profile", "--device", "H200"])
     assert done.exit_code == 2
-    assert "--profile times float32 on the CPU at hand" in done.output
+    assert "--profile and --account time float32 on the CPU at hand" in done.output
 
 
 def test_the_command_prints_the_table() -> None:
