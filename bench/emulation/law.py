@@ -202,12 +202,15 @@ def best_length(
     return max(found, key=lambda item: item[1].rate)
 
 
-def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope of times over batch sizes, neither negative, by least squares of relative
-    deviations, so that small batches count as much as large ones."""
+def fit_line(
+    sizes: Sequence[float], times: Sequence[float], scales: Sequence[float]
+) -> tuple[float, float]:
+    """Intercept and slope of times over batch sizes, neither negative, by least squares of
+    deviations relative to ``scales``: with the times themselves small batches count as much as
+    large ones."""
     if len(sizes) < 2:
         return (max(0.0, times[0]), 0.0) if times else (0.0, 0.0)
-    weights = 1 / np.maximum(np.asarray(times, np.float64), 1e-9)
+    weights = 1 / np.maximum(np.asarray(scales, np.float64), 1e-9)
     columns = np.stack([np.ones(len(sizes)), np.asarray(sizes, np.float64)], axis=1)
     from scipy.optimize import nnls
 

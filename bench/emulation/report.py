@@ -93,9 +93,9 @@ def _host(host: HostCosts | None) -> list[str]:
         return []
     cells = {name: f"{value:.1f}" for name, value in host_row(host).items()}
     return [
-        "## What the host takes\n\nFrom servers whose steps take 1 µs. A cycle of n requests takes "
-        f"s(n) = {cells['s0']} + {cells['s1']} n µs besides its steps, and a message that it waits "
-        f"for {cells['h0']} + {cells['h1']} n µs."
+        "## What the host takes\n\nFrom servers whose steps take 1 µs, medians over blocks. A "
+        f"cycle of n requests takes s(n) = {cells['s0']} + {cells['s1']} n µs besides its steps, "
+        f"and a message that it waits for {cells['h0']} + {cells['h1']} n µs."
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,9 @@ workers:
 @dataclass(frozen=True, slots=True)
 class Scope:
     """How much is measured: ``concurrencies``, ``steps`` in ms and ``delays`` in µs of the map and
-    the sweep of delays; the map and the validation have ``blocks`` windows of each place, the other
-    studies one. A window has ``seconds`` at least and ten times as many at most."""
+    the sweep of delays; the host's costs, the map and the validation have ``blocks`` windows of
+    each place, the other studies one. A window has ``seconds`` at least and ten times as many at
+    most."""
 
     concurrencies: tuple[int, ...]
     steps: tuple[float, ...]
@@ -101,26 +103,34 @@ def instant(table: CostTable) -> CostTable:
 def host_study(scope: Scope) -> Iterator[Group]:
     """What a cycle takes besides its steps, in each topology."""
     table = instant(read_cost_table(table_path(BASE)))
-    for topology in TOPOLOGIES:
-        setup = Setup(topology, Arrangement(topology), K, table)
-        yield [_plan("host", setup, c, scope.seconds) for c in scope.concurrencies]
+    setups = [Setup(topology, Arrangement(topology), K, table) for topology in TOPOLOGIES]
+    yield [
+        _plan("host", setup, concurrency, scope.seconds, block)
+        for block, concurrency, setup in _in_turn(setups, scope.concurrencies, scope.blocks)
+    ]
 
 
 def host_costs(trials: Sequence[Trial], acceptance: float) -> HostCosts | None:
-    """What the host study says of s and h; None before it has been made."""
-    cycles: dict[str, dict[int, float]] = {}
+    """What the host study says of s and h, by the medians over its blocks; None before it has been
+    made."""
+    cycles: dict[str, dict[int, dict[int, float]]] = {}
     for trial in trials:
         if trial.study == "host" and trial.rate:
             tokens = trial.concurrency * expected_tokens(acceptance, trial.k)
-            took = 1e6 * tokens / trial.rate
-            cycles.setdefault(trial.setup, {})[trial.concurrency] = took - (trial.k + 1)
-    if not cycles.get("unified") or not cycles.get("pdv"):
+            took = 1e6 * tokens / trial.rate - (trial.k + 1)
+            cycles.setdefault(trial.setup, {}).setdefault(trial.concurrency, {})[trial.block] = took
+    alone, split = cycles.get("unified", {}), cycles.get("pdv", {})
+    hops = {
+        clients: statistics.median((blocks[b] - alone[clients][b]) / 2 for b in shared)
+        for clients, blocks in split.items()
+        if (shared := blocks.keys() & alone.get(clients, {}).keys())
+    }
+    if not hops:
         return None
-    alone, split = cycles["unified"], cycles["pdv"]
-    s0, s1 = fit_line(list(alone), list(alone.values()))
-    shared = [c for c in split if c in alone]
-    hops = [max(1e-3, (split[c] - alone[c]) / 2) for c in shared]
-    h0, h1 = fit_line(shared, hops)
+    usual = {clients: statistics.median(blocks.values()) for clients, blocks in alone.items()}
+    s0, s1 = fit_line(list(usual), list(usual.values()), list(usual.values()))
+    # A small difference is as uncertain as what it is the difference of.
+    h0, h1 = fit_line(list(hops), list(hops.values()), [usual[clients] for clients in hops])
     return HostCosts(s0, s1, h0, h1)
 
 

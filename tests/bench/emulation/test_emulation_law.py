@@ -130,6 +130,9 @@ def test_acceptance_from_what_a_cycle_keeps() -> None:
 
 
 def test_lines_have_no_negative_part() -> None:
-    assert fit_line([1, 10], [11, 20]) == pytest.approx((10, 1))
-    assert fit_line([1, 10], [10, 1])[1] == 0
-    assert fit_line([4], [9]) == (9, 0)
+    assert fit_line([1, 10], [11, 20], [11, 20]) == pytest.approx((10, 1))
+    assert fit_line([1, 10], [10, 1], [10, 1])[1] == 0
+    assert fit_line([4], [9], [9]) == (9, 0)
+    assert fit_line([4], [-9], [9]) == (0, 0)
+    # A difference that came out as nothing weighs as much as what it is the difference of.
+    assert fit_line([1, 2, 3], [10, 0, 10], [100, 100, 100])[0] > 5

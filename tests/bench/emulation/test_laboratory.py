@@ -47,10 +47,10 @@ def done(trial: Trial, rate: float) -> Trial:
     return msgspec.structs.replace(trial, rate=rate, seconds=1.0, missed_us=(1.0, 20.0))
 
 
-def host_trials() -> list[Trial]:
+def host_trials(scope: Scope = SCOPE) -> list[Trial]:
     """As servers whose host costs are HOST would be measured."""
     found = []
-    for group in studies.host_study(SCOPE):
+    for group in studies.host_study(scope):
         for plan in group:
             n = plan.trial.concurrency
             took = HOST.cycle(n) + 5
@@ -88,6 +88,22 @@ def test_the_host_study_finds_what_the_host_takes() -> None:
     assert found is not None
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(HOST), rel=1e-6)
     assert studies.host_costs([], 0.7) is None
+    single = [trial for trial in host_trials() if trial.setup != "pdv"]
+    assert studies.host_costs(single, 0.7) is None
+
+
+def test_a_disturbed_block_does_not_decide_what_the_host_takes() -> None:
+    scope = dataclasses.replace(SCOPE, blocks=5)
+    found = studies.host_costs(
+        [
+            msgspec.structs.replace(trial, rate=(trial.rate or 0) / 3) if disturbed else trial
+            for trial in host_trials(scope)
+            for disturbed in [trial.block == 2 and trial.setup == "unified"]
+        ],
+        0.7,
+    )
+    assert found is not None
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(HOST), rel=1e-6)
 
 
 def test_the_page_says_what_was_expected_and_found(tmp_path: Path) -> None:
@@ -175,8 +191,9 @@ def test_what_does_not_fit_is_left_out_and_what_is_done_is_kept(
     assert ran[0].startswith(f"host: {len(every) - 1} windows, about")
     ran.clear()
     few = trials.Budget(trials.START_SECONDS + 2)  # one server, and one of its trials
-    left_out = trials.run_trials(folder, groups[1:2], work, few, tmp_path, ran.append)
-    assert (ran[1:], left_out) == ([every[3]], 2)
+    delayed = studies.delay_study(SCOPE, HOST)[0][:1]
+    left_out = trials.run_trials(folder, delayed, work, few, tmp_path, ran.append)
+    assert (ran[1:], left_out) == ([delayed[0][0].trial.id], 2)
 
 
 @pytest.mark.parametrize(
