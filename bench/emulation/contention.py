@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import statistics
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -68,4 +69,5 @@ def _compute(stopwatch: Stopwatch, points: list[Point], parent: int) -> NoReturn
             for point in points:
                 stopwatch.microseconds(*point)
     finally:
+        traceback.print_exc()  # only an error brings it here
         os._exit(1)

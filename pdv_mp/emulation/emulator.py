@@ -85,6 +85,9 @@ class EmulatedDrafter(EmulatedModel):
         """As ``Drafter.draft``, in the time that its steps take one after the other."""
         del vocab_size
         cache.plan(batch)
+        last = int(np.max(batch.start_positions + batch.query_lens + lengths - 1)) - 1
+        if last >= cache.max_model_len:
+            raise ValueError(f"position {last} lies beyond max_model_len {cache.max_model_len}")
         self._run(self._cost_us(batch) + self._further_us(batch, lengths))
         places = np.arange(int(lengths.max()))
         wanted = places < lengths[:, None]

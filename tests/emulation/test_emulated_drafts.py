@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from emulation.flat_table import flat_table
 
@@ -65,4 +66,7 @@ def test_a_whole_draft_has_the_tokens_of_its_steps_in_their_time(tmp_path: Path)
     first = 3 + 20 / 10
     further = (2 + (11 + 31) / 2 / 10) + (1 + 12 / 10) + (1 + 13 / 10)
     assert report["device_ns"] == round(1000 * (first + further))
+    beyond = LENGTHS + runner.cache.max_model_len
+    with pytest.raises(ValueError, match="lies beyond max_model_len"):
+        runner.drafter.draft(batch, runner.cache, beyond, runner.vocab_size, rows)
     emulator.close()

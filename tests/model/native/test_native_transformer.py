@@ -20,6 +20,8 @@ from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.model.loading import load_weights
 from pdv_mp.model.native.library import PHASES
 from pdv_mp.model.native.native_transformer import NativeTransformer
+from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.speculation.sampling import SamplingRows, SamplingTable
 
 MAX_LEN = 200
 SLOTS = 6
@@ -158,7 +160,7 @@ def test_a_draft_in_one_call_is_that_of_one_step_after_another(
         (contiguous(native), contiguous(native)),
         (paged(native), paged(native)),
     ):
-        found = native.draft(prompts(fed), one, wanted, VOCABULARY)
+        found = native.draft(prompts(fed), one, wanted, VOCABULARY, greedy(len(fed)))
         expected = np.full_like(found, -1)
         slots, ends, batch = np.arange(len(fed)), np.array(fed), prompts(fed)
         for step in range(int(wanted.max())):
@@ -192,10 +194,23 @@ def prompts(fed: list[int]) -> ForwardBatch:
     )
 
 
+def greedy(count: int) -> SamplingRows:
+    """Parameters of so many greedy sequences: the kernels draft for no others."""
+    table = SamplingTable(SLOTS)
+    return table.rows(np.arange(count), np.zeros(count, np.int64))
+
+
+def test_only_greedy_sequences_are_drafted_in_one_call(native: NativeTransformer) -> None:
+    table = SamplingTable(SLOTS)
+    table.set(1, SamplingParams(temperature=0.5), 7)
+    assert native.can_draft(greedy(2))
+    assert not native.can_draft(table.rows(np.arange(2), np.zeros(2, np.int64)))
+
+
 def test_a_draft_that_has_no_room_is_refused(native: NativeTransformer) -> None:
     cache = paged(native)
     cache.set_blocks(1, [0, 1])
     with pytest.raises(ValueError, match="slot 1 has no room for 17 tokens"):
-        native.draft(prompts([10, 10]), cache, np.array([2, 8]), VOCABULARY)
+        native.draft(prompts([10, 10]), cache, np.array([2, 8]), VOCABULARY, greedy(2))
     with pytest.raises(ValueError, match="slot 0 has no room for 201 tokens"):
-        native.draft(prompts([199]), contiguous(native), np.array([3]), VOCABULARY)
+        native.draft(prompts([199]), contiguous(native), np.array([3]), VOCABULARY, greedy(1))
