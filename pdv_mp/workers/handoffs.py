@@ -312,7 +312,8 @@ def between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
 
 
 def combine(reports: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
-    """Reports added up, each taken so many times. Parts that come out empty are missing."""
+    """Reports added up, each taken so many times. Parts that come out empty are missing, and so is
+    what comes out negative: a process that was replaced has forgotten it."""
     edges: dict[str, Any] = {}
     for found, times in reports:
         for edge, handoff in found.items():
@@ -326,8 +327,8 @@ def combine(reports: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
                     sum_of["buckets"][bucket] = sum_of["buckets"].get(bucket, 0) + times * count
     for handoff in edges.values():
         handoff["parts"] = {
-            part: samples
+            part: {"total_ns": max(0, samples["total_ns"]), "buckets": counted}
             for part, samples in handoff["parts"].items()
-            if any(samples["buckets"].values())
+            if (counted := {key: n for key, n in samples["buckets"].items() if n > 0})
         }
     return edges

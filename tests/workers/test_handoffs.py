@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pdv_mp.lanes.stamps import BatchStamps
 from pdv_mp.wire.frames import Stamps
 from pdv_mp.workers.handoffs import (
     BUSY,
+    COUNTS,
     PARTS,
     SAMPLES_WAITING,
     Handoffs,
@@ -81,6 +84,22 @@ def test_reports_add_up_and_can_be_subtracted() -> None:
     assert set(later["parts"]) == {"encode", "wire", "decode", "busy"}
     assert later["parts"]["wire"]["mean_us"] == 0.5
     assert later["parts"]["wire"]["p50_us"] == pytest.approx(0.5, rel=0.03)
+
+
+def test_what_a_replaced_process_has_forgotten_is_missing_and_not_negative() -> None:
+    def edges(buckets: dict[str, int], total_ns: int) -> dict[str, Any]:
+        counts = dict.fromkeys(COUNTS, 0)
+        return {
+            "draft>verify": {
+                **counts,
+                "parts": {"wire": {"total_ns": total_ns, "buckets": buckets}},
+            }
+        }
+
+    forgotten = between(edges({"10": 3, "12": 1}, 9000), edges({"10": 1}, 2000))
+    assert forgotten["draft>verify"]["parts"] == {}
+    some = between(edges({"10": 3, "12": 1}, 9000), edges({"10": 1, "12": 2}, 8000))
+    assert some["draft>verify"]["parts"]["wire"]["n"] == 1
 
 
 def test_time_in_which_the_worker_computes_something_else_is_no_part_of_a_handoff() -> None:
