@@ -234,6 +234,17 @@ class FakeClient:
             assert message[name] == value, message
         return message
 
+    def ask_until_answered(self) -> dict[str, Any]:
+        """Read all that was sent, up to the answer to a new ping. What waits while nobody reads may
+        be too much again and take the answer to a ping behind it along: then it is asked again."""
+        for n in range(-1, -20, -1):
+            self.send("ping", n=n)
+            while self.socket.poll(500):
+                message = self.receive()
+                if message.get("n") == n:
+                    return message
+        raise AssertionError("no answer came to any of 19 pings")
+
     def until_last(self, id: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The ``tokens`` of one request and its ``done`` or ``error``, checked for their rules."""
         tokens: list[dict[str, Any]] = []

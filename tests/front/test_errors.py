@@ -334,9 +334,7 @@ def test_a_connection_whose_answers_alone_are_too_much_is_ended(
     assert front.engine.receive(wire.Close).requests.tolist() == [opened.request]
     front.engine.emit(Entry(opened.request, finish=Finish.ABORT))
     check_served(front, quick)
-    slow.send("ping", n=-1)
-    while (message := slow.receive()).get("n") != -1:
-        pass
+    message = slow.ask_until_answered()
     assert message["connection"] != number
     check_served(front, slow)
 
