@@ -48,6 +48,15 @@ class Command:
         output, errors = self.process.communicate(self.stdin, timeout=30)
         return self.process.returncode, output, errors
 
+    def wait_until_interrupts_are_caught(self) -> None:
+        """Until then Python itself has not begun, and an interrupt kills the process."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        interrupt = 1 << (signal.SIGINT - 1)
+        deadline = time.monotonic() + 30
+        while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) & interrupt:
+            assert time.monotonic() < deadline, "Python did not begin"
+            time.sleep(0.005)
+
 
 def answer(front: FrontUnderTest) -> Any:
     """Serve the next request with OUTPUT; returns its Open."""
@@ -138,6 +147,7 @@ def test_interrupt_cancels_the_request(front: FrontUnderTest) -> None:
 @pytest.mark.parametrize("pauses", [[0.05], [0.1], [0.2], [0.6], [0.6, 0.1]])
 def test_interrupt_at_any_time_is_one_line(pauses: list[float]) -> None:
     command = Command("x", "--endpoint", "tcp://127.0.0.1:1")
+    command.wait_until_interrupts_are_caught()
     for pause in pauses:
         time.sleep(pause)
         command.process.send_signal(signal.SIGINT)
