@@ -29,6 +29,16 @@ def check_handoff(config: EngineConfig, row: Topology) -> None:
             f"--draft-ahead is for a topology that drafts in a process of its own; {row.name!r} "
             "does not"
         )
+    if config.handoff.hybrid and config.handoff.draft_ahead:
+        raise ConfigError(
+            "--hybrid and --draft-ahead do not go together: a lone request would be drafted here "
+            "while the draft process still writes ahead for it; leave one out"
+        )
+    if config.handoff.hybrid and config.cache.kv_handoff != "pool":
+        raise ConfigError(
+            f"--hybrid drafts in two processes, which need the same KV: leave out --kv-handoff "
+            f"{config.cache.kv_handoff}"
+        )
     device = config.model.device
     if config.handoff.exclusive_device and device.startswith("cuda"):
         raise ConfigError("--exclusive-device is for a CPU; a GPU slices its time by itself")

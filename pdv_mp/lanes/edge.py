@@ -20,8 +20,9 @@ class LaneEdge:
     """A PAIR socket, bound by the scheduler's worker and connected by the lane.
 
     Its queues are unbounded and sends never block. What can be in them is bounded by slots: each is
-    with one stage at a time, and there is at most one draft order. A lane that is started again
-    gets a new socket, named after its generation, so that nothing of the old one can arrive late.
+    with one stage at a time, and there is at most one draft order of each group. A lane that is
+    started again gets a new socket, named after its generation, so that nothing of the old one can
+    arrive late.
     """
 
     def __init__(

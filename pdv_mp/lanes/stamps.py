@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pdv_mp.scheduling.sequences import Sequence
 from pdv_mp.timeline import state_index
 from pdv_mp.wire.frames import BatchStamps, Stamps
 
-__all__ = ["BatchStamps", "BusyClock", "LaneStates"]
+__all__ = ["BatchStamps", "LaneStates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,3 @@ class LaneStates:
             sequence.timeline.enter(self.from_encode, result.encode_ns)
             sequence.timeline.enter(self.from_wire, result.sent_ns)
             sequence.timeline.enter(self.from_decode, result.received_ns)
-
-
-@dataclass(slots=True)
-class BusyClock:
-    """How long a lane has computed altogether, in ns."""
-
-    total_ns: int = field(default=0)
-
-    def add(self, batch: BatchStamps) -> None:
-        """A batch has ended."""
-        self.total_ns += batch.ended_ns - batch.picked_ns

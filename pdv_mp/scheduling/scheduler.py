@@ -156,7 +156,12 @@ class Scheduler:
 
     def has_cycle_of(self, group: int) -> bool:
         """Whether :meth:`start_cycle` would give work to a group."""
-        return bool(self._members(group)) or (bool(self._ready) and self._is_smallest(group))
+        return bool(self._members(group)) or (self._may_join and self._is_smallest(group))
+
+    @property
+    def _may_join(self) -> bool:
+        """Whether a request that is ready has a place in the decode batch."""
+        return bool(self._ready) and len(self._running) < self._scheduling.max_num_seqs
 
     def _members(self, group: int) -> list[int]:
         return [slot for slot in self._running if self._table.group[slot] == group]
@@ -412,8 +417,7 @@ class Scheduler:
         it can still emit besides the verifier's own token. Those that have no room for it wait for
         a prefill to end, or are pre-empted.
         """
-        limit = self._scheduling.max_num_seqs
-        while self._ready and len(self._running) < limit and self._is_smallest(group):
+        while self._may_join and self._is_smallest(group):
             sequence = self._ready.popleft()
             sequence.phase = Phase.RUNNING
             self._table.group[sequence.slot] = group
@@ -425,13 +429,13 @@ class Scheduler:
         if np.any(base + lengths > table.room[slots]):
             granted = self._make_room(slots, base + lengths, now)
             slots, base, lengths = slots[granted], base[granted], lengths[granted]
-            looked_up = looked_up[granted]
             if len(slots) == 0:
                 return Cycle(None, None)
+            looked_up = looked_up[granted, : int(lengths.max())]
         table.in_flight[slots] = True
         if self._ngrams is not None:
             enter_all(self.sequences(slots), _VERIFY_INBOX, now)
-            ids = np.where(np.arange(int(lengths.max())) < lengths[:, None], looked_up, -1)
+            ids = np.where(np.arange(looked_up.shape[1]) < lengths[:, None], looked_up, -1)
             return Cycle(None, Proposal(slots, base, lengths, ids))
         drafts = lengths > 0
         order = plain = None

@@ -35,6 +35,11 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "block_size": 4,
         },
     ),
+    "k8, pre-empted": (
+        (),
+        {"num_speculative_tokens": 8, "kv_cache_memory": 1 << 17, "block_size": 1},
+    ),
+    "two groups, one place": ((), {"num_speculative_tokens": 4, "groups": 2, "max_num_seqs": 1}),
     "random lengths, pd, two groups": (("prefill",), {"num_speculative_tokens": 5, "groups": 2}),
     "pd, copy": (("prefill",), {"num_speculative_tokens": 3, "kv_handoff": "copy"}),
 }
@@ -70,6 +75,7 @@ def test_every_token_is_the_verifiers_own(
     check_lossless(f"ngram, {case}", oracle, requests, results, expected, report_line, 0.0)
     assert worker.counters.drafted_tokens > 0
     assert worker.counters.accepted_tokens > 0
+    assert case != "k8, pre-empted" or worker.counters.preemptions > 20
     assert worker.counters.draft_forwards == worker.counters.draft_prefill_forwards == 0
     assert worker.info()["speculation"]["method"] == "ngram"
 

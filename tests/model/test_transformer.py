@@ -103,6 +103,30 @@ def llama(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) 
 KINDS = pytest.mark.parametrize("kind", ["contiguous", "paged"])
 
 
+@pytest.mark.parametrize("kernels", ["torch", "native"])
+def test_gates_far_below_zero_close(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, kernels: str
+) -> None:
+    """Where e to the minus gate is too large for a float32."""
+    folder = make_checkpoint("llama3-scaling")
+    steep = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in steep.model.layers:
+            layer.mlp.gate_proj.weight *= 100
+            layer.mlp.down_proj.weight /= 100
+    steep.save_pretrained(tmp_path)
+    model = Model.load(tmp_path, kernels)
+    tokens = random_tokens(model.config, 64, seed=3)
+    gates: list[torch.Tensor] = []
+    module = model.reference.model.layers[0].mlp.gate_proj
+    handle = module.register_forward_hook(lambda _, __, output: gates.append(output))
+    expected = model.expected(tokens)
+    handle.remove()
+    assert float(gates[0].min()) < -120
+    found = model.forward(make_cache("contiguous", model.config), [(0, 0, tokens)])
+    assert difference(found, expected) < 1e-3 * float(expected.abs().max())
+
+
 @KINDS
 def test_prefill_in_one_piece_in_chunks_and_token_by_token(model: Model, kind: str) -> None:
     tokens = random_tokens(model.config, 150, seed=1)

@@ -18,6 +18,7 @@ from pdv_mp.scheduling.scheduler import Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable
 from pdv_mp.speculation.draft_length.controller import DraftLengthController
 from pdv_mp.speculation.draft_length.fixed import FixedLength
+from pdv_mp.speculation.ngram import NGramIndex
 from pdv_mp.stages.messages import Prefilled, Proposal, Verdict
 from pdv_mp.timeline import STATES, Timeline
 from pdv_mp.wire.engine import Finish
@@ -37,6 +38,7 @@ class Rig:
         prefix_caching: bool = False,
         max_num_batched_tokens: int = 512,
         random_lengths: bool = False,
+        looks_up: bool = False,
     ) -> None:
         self.rng = rng
         scheduling = SchedulingOptions(
@@ -51,7 +53,7 @@ class Rig:
             scheduling.max_admitted, num_blocks=16, block_size=4, caches=[], budget_bytes=0
         )
         self.counters = Counters()
-        self.random_lengths = random_lengths
+        self.random_lengths = random_lengths or looks_up
         controller: DraftLengthController = FixedLength(draft_length, scheduling.max_admitted)
         if random_lengths:
             controller = RandomLengths(draft_length, rng)
@@ -63,6 +65,7 @@ class Rig:
             self.counters,
             prefix_caching=prefix_caching,
             prefill_backlog=max_num_batched_tokens,
+            ngrams=NGramIndex(scheduling.max_admitted, 1, 3) if looks_up else None,
         )
         self.prefilling: list[int] = []
         self.admitted: list[int] = []
@@ -109,6 +112,9 @@ class Rig:
                 slots += part.slots.tolist()
                 base += part.base.tolist()
                 lengths += part.lengths.tolist()
+            if isinstance(part, Proposal):
+                drafted = np.arange(part.ids.shape[1]) < part.lengths[:, None]
+                assert ((part.ids >= 0) == drafted).all()
         assert len(slots) == len(set(slots))
         # Whoever is left out waits for the KV that a prefill holds.
         assert len(slots) == self.scheduler.num_running or self.prefilling
@@ -171,6 +177,7 @@ class Rig:
     prefix_caching=st.booleans(),
     max_num_batched_tokens=st.integers(1, 40),
     random_lengths=st.booleans(),
+    looks_up=st.booleans(),
 )
 def test_every_request_ends_once_and_nothing_leaks(
     seed: int,
@@ -181,10 +188,17 @@ def test_every_request_ends_once_and_nothing_leaks(
     prefix_caching: bool,
     max_num_batched_tokens: int,
     random_lengths: bool,
+    looks_up: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     rig = Rig(
-        rng, max_num_seqs, draft_length, prefix_caching, max_num_batched_tokens, random_lengths
+        rng,
+        max_num_seqs,
+        draft_length,
+        prefix_caching,
+        max_num_batched_tokens,
+        random_lengths,
+        looks_up,
     )
     beginning = tuple(rig.tokens(int(rng.integers(1, 20))).tolist())
     requests: dict[int, Request] = {}

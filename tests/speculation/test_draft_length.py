@@ -96,6 +96,19 @@ def test_costs_between_rehearsed_sizes_are_interpolated() -> None:
     assert not drafts.estimate(32, np.array([1]))[1]
 
 
+@pytest.mark.parametrize("cycles", [20_000, 2_000_000])
+def test_what_a_step_costs_is_remembered_over_long_times(cycles: int) -> None:
+    """Whatever was served meanwhile: neither is it taken to be free, nor is it lost."""
+    costs = StepCosts()
+    costs.rehearsed({(1, 1): 1000, (1, 4): 2000, (32, 1): 8000, (32, 4): 32000}, 100)
+    for _ in range(100):
+        costs.add(32, 32, 3200, 8000)
+    costs._steps += cycles  # as many more of these
+    times, known = costs.estimate(1, np.array([1.0, 2.0, 4.0]), 100)
+    assert known.all()
+    assert times == pytest.approx([1000, 2**0.5 * 1000, 2000], rel=0.1)
+
+
 @pytest.mark.parametrize(("name", "sequences"), some_and_all((1, 32), ("compute-bound", "tiles")))
 def test_noise_costs_little_and_causes_no_flapping(name: str, sequences: int) -> None:
     """Steps whose measured times are 10 % off, and every fiftieth takes five times as long."""

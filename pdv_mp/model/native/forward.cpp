@@ -4,7 +4,7 @@
 // cache and workspace belong to the caller. A row's bits depend on its own sequence alone, not on
 // what else is in the batch and not on the number of threads: every sum has one order.
 //
-// Names and shapes are those of transformer.py; layouts.py holds the same structs for Python.
+// Names and shapes are those of transformer.py; library.py holds the same structs for Python.
 
 #include <omp.h>
 #include <sched.h>
@@ -112,13 +112,14 @@ inline void transpose(Vector* square) {
 }
 #endif
 
-// e^x for x <= 88, 0 below -87: x = n ln 2 + r, and a polynomial for e^r (Cephes' coefficients).
+// e^x, 0 below -87 and e^88 above 88: x = n ln 2 + r, and a polynomial for e^r (Cephes' coefficients).
 template <int W>
 inline typename Vectors<W>::Float exponential(typename Vectors<W>::Float x) {
   using Float = typename Vectors<W>::Float;
   using Int = typename Vectors<W>::Int;
   const Int small = x < -87.0f;
   x = small ? Float{} - 87.0f : x;
+  x = x > 88.0f ? Float{} + 88.0f : x;
   const Float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the fraction is rounded off
   const Float n = shifted - 12582912.0f;
   const Float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -195,7 +196,7 @@ int64_t pdv_lanes() { return LANES; }
 
 namespace {
 
-// What a step is accounted to; layouts in Python have the same order.
+// What a step is accounted to; library.py has the same order.
 enum Phase { EMBED, NORM, QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, HEAD, PHASES };
 
 // Parts of a step, shared among threads: each begins with a run of its own, whose weights its core

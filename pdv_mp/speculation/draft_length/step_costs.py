@@ -33,6 +33,8 @@ MAX_STEPS = 20
 """Steps of a cell that count; older ones are forgotten."""
 STALE_CYCLES = 1000
 """Steps after which a cell that was not used is half as sure of itself."""
+LEAST_EVIDENCE = 0.5
+"""Steps as which one that was measured counts at least, however long ago that was."""
 DRIFT_RATE = 0.15
 DRIFT_LEAK = 0.005
 MAX_SURPRISE = 0.4
@@ -143,15 +145,11 @@ class StepCosts:
             known[index] = True
         return np.maximum.accumulate(times), known
 
-    def steps(self, sequences: int, rows: float, context: int) -> int:
-        """How many steps like this one have been measured, of those that count."""
-        cell = self._cells.get(_key(sequences, rows, context))
-        return 0 if cell is None else cell.steps
-
     def _doubt(self, cell: _Cell) -> float:
         """How far below its mean the true cost may well be, as a logarithm."""
         age = (self._steps - cell.last) / STALE_CYCLES
-        return DOUBT * max(MIN_NOISE, self._noise) / math.sqrt(cell.steps * 0.5**age)
+        evidence = max(LEAST_EVIDENCE, cell.steps * 0.5**age)
+        return DOUBT * max(MIN_NOISE, self._noise) / math.sqrt(evidence)
 
     def _bounds(self, rows: Floats, context: int) -> Floats:
         if self._steps >= self._gathered_at + GATHER_INTERVAL or not self._gathered.size:
