@@ -56,7 +56,7 @@ def _chosen(context: click.Context, parameter: click.Parameter, text: str) -> li
     default=Path("results/ablations"),
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder for each ablation; what was cut off there is taken up.",
+    help="A folder for each ablation; what was interrupted there is taken up.",
 )
 def ablate(
     only: list[str], blocks: int, window: float, budget: float, seed: int, output: Path

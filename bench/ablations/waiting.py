@@ -11,6 +11,7 @@ from bench.handoff.rounds import Load, measure
 from bench.handoff.variants import variants_of
 from bench.load.held_out import HeldOut, tokenizer_of
 from bench.statistics import ALPHA, MIN_BLOCKS, corrected, paired_ratio
+from bench.sweep.environment import machine, source_digest
 
 RATES = "wait.json"
 REQUESTS, TOKENS, PROMPT_TOKENS = 2, 64, 128
@@ -20,14 +21,18 @@ Rates = dict[str, dict[str, list[float]]]
 
 
 def measure_waits(folder: Path, rounds: int) -> Rates:
-    """The rates of a run that is there, or of one that is made now; whole or not at all.
+    """The rates of a run that is there, of the same programs on the same machine, or of one that is
+    made now; whole or not at all.
 
     Raises what bench.handoff.rounds.measure raises, and OSError.
     """
     path = folder / RATES
+    facts = {"source": source_digest(), "machine": machine(), "rounds": rounds}
     if path.exists():
-        found: Rates = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("facts") == json.loads(json.dumps(facts)):
+            there: Rates = found["rates"]
+            return there
     prompts = HeldOut(tokenizer_of(None)).windows(PROMPT_TOKENS)
     load = Load(prompts, WAIT_LOADS, rounds, REQUESTS, TOKENS)
     measured = measure(variants_of(WAIT_VARIANTS, {}), load, {})
@@ -36,7 +41,7 @@ def measure_waits(folder: Path, rounds: int) -> Rates:
         rates.setdefault(variant, {})[str(concurrency)] = cell.rates
     folder.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(rates), encoding="utf-8")
+    beside.write_text(json.dumps({"facts": facts, "rates": rates}), encoding="utf-8")
     beside.replace(path)
     return rates
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from bench.arguments import launch_options, seconds, whole_numbers
 from bench.emulation import studies
 from bench.emulation.law import Work
+from bench.emulation.recalibration import recalibrated
 from bench.emulation.records import TrialFolder
 from bench.emulation.report import write_report
-from bench.emulation.trials import Budget, run_trials, workload
+from bench.emulation.trials import Budget, left_to_do, run_trials, workload
 from bench.load.errors import WorkloadError
 from bench.results.store import ResultsError
 from bench.sweep.environment import machine, source_digest, versions
@@ -27,6 +27,9 @@ from pdv_mp.emulation.cost_table import CostTable, read_cost_table
 from pdv_mp.emulation.device_name import table_path
 
 STUDIES = ("host", "validation", "valley", "delay", "devices")
+CALIBRATION_SECONDS = 30.0
+"""What a calibration is thought to take before the first one."""
+
 EXIT_INTERRUPTED = 130
 EXIT_LEFT_OUT = 1
 
@@ -61,7 +64,8 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
 @click.option(
     "--calibrated",
     metavar="FILE",
-    help="The cost table of this machine's CPU, by pdv-bench calibrate, for the validation.",
+    help="The cost table of this machine's CPU, by pdv-bench calibrate, for the validation, which "
+    "times its steps again for each block.",
 )
 @click.option(
     "--option",
@@ -149,7 +153,7 @@ def emulate(
     try:
         table = None if calibrated is None else read_cost_table(table_path(calibrated))
         folder = TrialFolder(output)
-        left_out = _run(folder, chosen, table, typed_options(option), scope, Budget(budget), seed)
+        left_out = _run(folder, chosen, table, option, scope, Budget(budget), seed)
         page = write_report(folder)
     except (ConfigError, WorkloadError, PlanError) as error:
         raise click.UsageError(str(error)) from error
@@ -171,24 +175,22 @@ def _run(
     folder: TrialFolder,
     chosen: Sequence[str],
     calibrated: CostTable | None,
-    given: Mapping[str, Any],
+    option: Mapping[str, str],
     scope: studies.Scope,
     budget: Budget,
     seed: int,
 ) -> int:
     """How many trials were left out. Raises ResultsError if not even one fits into the budget."""
-    facts = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": machine(),
-        "versions": versions(),
-    }
+    facts = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()}
     fixed = {
         "source": source_digest(),
+        "machine": machine(),
+        "versions": versions(),
         "seed": seed,
         "prompt_tokens": scope.work.prompt,
         "output_tokens": scope.work.answer,
         "calibrated": None if calibrated is None else calibrated.digest,
-        "options": dict(given),
+        "options": typed_options(option),
     }
     folder.begin(facts, fixed)
     left_out = 0
@@ -202,7 +204,7 @@ def _run(
         acceptance = read_cost_table(table_path(studies.BASE)).acceptance
         host = studies.host_costs(folder.trials(), acceptance)
         if "validation" in chosen and calibrated is not None:
-            left_out += run(studies.validation_study(scope, calibrated, given))
+            left_out += _validate(folder, calibrated, option, scope, budget, place, run)
         if host is None:
             raise ResultsError(
                 "the host study is not complete (see trials.jsonl, or give a larger --budget), and "
@@ -219,6 +221,37 @@ def _run(
                 folder.predict(name, predictions)
                 groups += more
         if groups:
+            left_out += run(groups)
+    return left_out
+
+
+def _validate(
+    folder: TrialFolder,
+    table: CostTable,
+    option: Mapping[str, str],
+    scope: studies.Scope,
+    budget: Budget,
+    scratch: Path,
+    run: Callable[[Sequence[studies.Group]], int],
+) -> int:
+    """Block by block, each with a table of its own time; how many trials were left out, which are
+    all of the last blocks."""
+    given, left_out, calibration = typed_options(option), 0, CALIBRATION_SECONDS
+    for block in range(scope.blocks):
+        groups = studies.validation_study(scope, table, block, given)
+        windows, takes = left_to_do(folder, groups, budget)
+        if windows and budget.left < takes + calibration:
+            left_out += windows
+        elif windows:
+            _say(
+                f"validation: block {block + 1} of {scope.blocks}, each of about "
+                f"{(takes + calibration) / 60:.1f} minutes, with its calibration"
+            )
+            began = time.monotonic()
+            groups = studies.validation_study(
+                scope, recalibrated(table, option, scratch), block, given
+            )
+            calibration = time.monotonic() - began
             left_out += run(groups)
     return left_out
 

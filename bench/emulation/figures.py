@@ -109,12 +109,20 @@ def law_picture(rows: Rows) -> Picture | None:
 
 
 def lines_picture(
-    name: str, title: str, rows: Rows, by: str, x: str, labels: tuple[str, str], y: str
+    name: str,
+    title: str,
+    rows: Rows,
+    by: str,
+    x: str,
+    labels: tuple[str, str],
+    y: str,
+    dashed: str = "expected by the law",
 ) -> Picture | None:
-    """Lines of what was found, and dashed ones of what was expected, one pair for each ``by``."""
+    """Lines of what was found, and ``dashed`` ones of what was expected, one pair for each
+    ``by``."""
     if not rows:
         return None
-    figure = new_figure(title, LABEL + " Dashed: expected by the law.", 3.6)
+    figure = new_figure(title, f"{LABEL} Dashed: {dashed}.", 3.6)
     axes = figure.subplots()
     for number, value in enumerate(dict.fromkeys(row[by] for row in rows)):
         mine = sorted((row for row in rows if row[by] == value), key=lambda row: float(row[x]))
@@ -142,7 +150,7 @@ def lines_picture(
         name=name,
         title=title,
         alt=f"Lines against {labels[0]}. {title}.",
-        caption="Solid: found; dashed: expected by the law.",
+        caption=f"Solid: found; dashed: {dashed}.",
         columns=columns,
         rows=[tuple(row[column] for column in columns) for row in rows],
         figure=figure,

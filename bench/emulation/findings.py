@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.emulation.law import HostCosts
+from bench.emulation.law import MESSAGES, HostCosts
 from bench.emulation.records import Trial
-from bench.emulation.studies import SPLIT, TWINS
+from bench.emulation.studies import SPLIT, TWINS, host_cycles
 from bench.statistics import ALPHA, MIN_BLOCKS, geometric_mean, paired_ratio
 
 Rows = list[dict[str, Any]]
@@ -74,12 +74,12 @@ def device_rows(rows: Rows) -> Rows:
 def validation_rows(trials: Sequence[Trial]) -> Rows:
     """Emulated over measured rates by topology and concurrency, paired by blocks; ``cycles`` is the
     same of cycles, which do not depend on how many drafts the texts let pass."""
-    rates: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
+    rates: dict[tuple[str, int], dict[str, dict[tuple[int, int], float]]] = {}
     found: dict[tuple[str, int], dict[str, list[Trial]]] = {}
     for trial in trials:
         if trial.study == "validation" and trial.rate:
             kinds = rates.setdefault((trial.setup, trial.concurrency), {})
-            kinds.setdefault(trial.kind, {})[trial.block] = trial.rate
+            kinds.setdefault(trial.kind, {})[trial.turn] = trial.rate
             places = found.setdefault((trial.setup, trial.concurrency), {})
             places.setdefault(trial.kind, []).append(trial)
     rows = []
@@ -128,6 +128,21 @@ def residual(rows: Rows) -> float | None:
     return statistics.median(abs(row["residual"]) for row in rows) if rows else None
 
 
-def host_row(host: HostCosts) -> dict[str, Any]:
-    """What the host study found, µs."""
-    return {"s0": host.s0, "s1": host.s1, "h0": host.h0, "h1": host.h1}
+def host_rows(trials: Sequence[Trial], acceptance: float, host: HostCosts) -> Rows:
+    """What a cycle took besides its steps, µs, by topology and concurrency: ``found``, the median
+    over ``blocks`` windows from ``least`` to ``most``, and ``expected`` by the host's costs, which
+    are lines fitted to unified and pdv."""
+    cycles = host_cycles(trials, acceptance)
+    return [
+        {
+            "setup": setup,
+            "concurrency": clients,
+            "blocks": len(blocks),
+            "found": statistics.median(blocks.values()),
+            "least": min(blocks.values()),
+            "most": max(blocks.values()),
+            "expected": host.cycle(clients) + messages * host.message(clients),
+        }
+        for setup, messages in MESSAGES.items()
+        for clients, blocks in sorted(cycles.get(setup, {}).items())
+    ]

@@ -28,7 +28,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ``kind``: whether the device was emulated; the real servers that a validation compares with are
     ``measured``. ``setup``: of the server, in words. ``step_ms``: what the scale of a map is, the
     verifier's step for one row. ``rate``: output tokens/s. ``missed_us``: p50 and p99 of how late
-    the waits of emulated steps were. ``failed``: why there is no rate.
+    the waits of emulated steps were. ``failed``: why there is no rate. ``sitting``: the number of
+    the command that measured it; a run that was taken up has several.
     """
 
     id: str
@@ -47,6 +48,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     accepted: int = 0
     missed_us: tuple[float, float] | None = None
     failed: str | None = None
+    sitting: int = 0
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """What the windows have in common that may be compared with each other."""
+        return self.block, self.sitting
 
 
 class TrialFolder:
@@ -54,6 +61,7 @@ class TrialFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._sitting = 0
 
     def begin(self, facts: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[Trial]:
         """Make the folder, or take up the run that is there: the trials that are done.
@@ -81,7 +89,9 @@ class TrialFolder:
                     f"{self.path} holds another run, whose {name} was "
                     f"{there['fixed'].get(name)!r} and not {value!r}; choose another folder"
                 )
-        return self.trials(cut=True)
+        trials = self.trials(cut=True)
+        self._sitting = 1 + max((trial.sitting for trial in trials), default=-1)
+        return trials
 
     def header(self) -> dict[str, Any]:
         """What the folder holds."""
@@ -97,7 +107,7 @@ class TrialFolder:
         return found
 
     def trials(self, cut: bool = False) -> list[Trial]:
-        """Those that are done; with ``cut`` a last line that was cut off is taken away."""
+        """The last attempt of each; with ``cut`` a last line that was cut off is taken away."""
         path = self.path / TRIALS
         with _named(path):
             content = path.read_bytes() if path.exists() else b""
@@ -105,13 +115,14 @@ class TrialFolder:
             if cut and len(whole) != len(content):
                 os.truncate(path, len(whole))
         try:
-            return [msgspec.json.decode(line, type=Trial) for line in whole.splitlines()]
+            found = [msgspec.json.decode(line, type=Trial) for line in whole.splitlines()]
         except msgspec.DecodeError as error:
             raise ResultsError(f"{path}: {error}") from error
+        return list({trial.id: trial for trial in found}.values())
 
     def add(self, trial: Trial) -> None:
-        """One that is done."""
-        path = self.path / TRIALS
+        """One that was done in this sitting."""
+        path, trial = self.path / TRIALS, msgspec.structs.replace(trial, sitting=self._sitting)
         with _named(path), path.open("ab") as file:
             file.write(msgspec.json.encode(trial) + b"\n")
             file.flush()
@@ -119,10 +130,12 @@ class TrialFolder:
 
     def predict(self, study: str, predicted: Mapping[str, float]) -> None:
         """Write down what a study is expected to find, by trial, before it is measured. What was
-        predicted before stays as it is."""
+        predicted of trials that have been measured since stays as it is."""
         path = self.path / PREDICTIONS
-        found = {**self.predictions()}
-        found[study] = {**predicted, **found.get(study, {})}
+        found, measured = {**self.predictions()}, {trial.id for trial in self.trials()}
+        before = found.get(study, {})
+        kept = {trial: value for trial, value in before.items() if trial in measured}
+        found[study] = {**predicted, **kept}
         with _named(path):
             path.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
 

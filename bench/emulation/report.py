@@ -11,13 +11,12 @@ from bench.emulation import figures
 from bench.emulation.findings import (
     Rows,
     device_rows,
-    host_row,
+    host_rows,
     law_rows,
     residual,
     validation_rows,
     waits,
 )
-from bench.emulation.law import HostCosts
 from bench.emulation.records import Trial, TrialFolder
 from bench.emulation.studies import BASE, host_costs
 from bench.emulation.valley import Place, caveats, places, valleys
@@ -50,12 +49,12 @@ def write_report(folder: TrialFolder) -> Path:
     """Make the page and all that it shows from the trials; returns its path. Raises OSError, and
     ResultsError if there is nothing to report on."""
     header, trials, predictions = folder.header(), folder.trials(), folder.predictions()
-    host = host_costs(trials, read_cost_table(table_path(BASE)).acceptance)
+    acceptance = read_cost_table(table_path(BASE)).acceptance
     law = law_rows(trials, predictions)
     parts = [_HEAD, f"Made {header.get('started', '')}, {_machine(header)}."]
     pictures: list[Picture | None] = []
     with settings():
-        parts += _waits(trials) + _host(host)
+        parts += _waits(trials) + _host(trials, acceptance, pictures)
         parts += _validation(validation_rows(trials), pictures)
         parts += _valley(places(trials, predictions), pictures)
         parts += _delays(law, pictures)
@@ -88,14 +87,47 @@ def _waits(trials: Sequence[Trial]) -> list[str]:
     ]
 
 
-def _host(host: HostCosts | None) -> list[str]:
+def _host(trials: Sequence[Trial], acceptance: float, pictures: list[Picture | None]) -> list[str]:
+    host = host_costs(trials, acceptance)
     if host is None:
         return []
-    cells = {name: f"{value:.1f}" for name, value in host_row(host).items()}
+    rows = host_rows(trials, acceptance, host)
+    alone = [row for row in rows if row["setup"] == "unified"]
+    title = (
+        f"Emulated: what the host does in a cycle of unified takes {host.s0 / 1000:.2g} ms and "
+        f"{host.s1:.0f} µs for each request, up to {alone[-1]['concurrency']}"
+    )
+    pictures.append(
+        figures.lines_picture(
+            "emulated_host",
+            title,
+            rows,
+            "setup",
+            "concurrency",
+            ("clients at a time (concurrency)", "µs of a cycle besides its steps"),
+            "us",
+            dashed="the law's costs, fitted to unified and pdv",
+        )
+    )
+    table = markdown(
+        ("topology", "C", "blocks", "cycle, µs", "least to most", "by the law's costs, µs"),
+        [
+            (
+                row["setup"],
+                row["concurrency"],
+                row["blocks"],
+                f"{row['found']:.0f}",
+                f"{row['least']:.0f} to {row['most']:.0f}",
+                f"{row['expected']:.0f}",
+            )
+            for row in rows
+        ],
+    )
     return [
         "## What the host takes\n\nFrom servers whose steps take 1 µs, medians over blocks. A "
-        f"cycle of n requests takes s(n) = {cells['s0']} + {cells['s1']} n µs besides its steps, "
-        f"and a message that it waits for {cells['h0']} + {cells['h1']} n µs."
+        f"cycle of n requests takes s(n) = {host.s0:.1f} + {host.s1:.1f} n µs besides its steps, "
+        f"and a message that it waits for {host.h0:.1f} + {host.h1:.1f} n µs.",
+        table,
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ TOPOLOGIES = ("unified", "pd", "pdv")
 DELAYED_STEP_MS = 3.0
 CYCLES = 40
 """A window has so many cycles at least, by the law."""
+
+_OF_REAL_DEVICES = ("device", "threads", "dtype", "compile")
+"""Options that say how a model is computed, and nothing to an emulated one."""
 
 SPLIT = "pdv, draft device"
 TWINS = "unified, two replicas"
@@ -106,19 +109,29 @@ def host_study(scope: Scope) -> Iterator[Group]:
     setups = [Setup(topology, Arrangement(topology), K, table) for topology in TOPOLOGIES]
     yield [
         _plan("host", setup, concurrency, scope.seconds, block)
-        for block, concurrency, setup in _in_turn(setups, scope.concurrencies, scope.blocks)
+        for block, concurrency, setup in _in_turn(setups, scope.concurrencies, range(scope.blocks))
     ]
+
+
+Cycles = dict[str, dict[int, dict[tuple[int, int], float]]]
+"""By topology, concurrency and turn."""
+
+
+def host_cycles(trials: Sequence[Trial], acceptance: float) -> Cycles:
+    """What a cycle took besides its steps in the host study, µs."""
+    cycles: Cycles = {}
+    for trial in trials:
+        if trial.study == "host" and trial.rate:
+            tokens = trial.concurrency * expected_tokens(acceptance, trial.k)
+            took = 1e6 * tokens / trial.rate - (trial.k + 1)
+            cycles.setdefault(trial.setup, {}).setdefault(trial.concurrency, {})[trial.turn] = took
+    return cycles
 
 
 def host_costs(trials: Sequence[Trial], acceptance: float) -> HostCosts | None:
     """What the host study says of s and h, by the medians over its blocks; None before it has been
     made."""
-    cycles: dict[str, dict[int, dict[int, float]]] = {}
-    for trial in trials:
-        if trial.study == "host" and trial.rate:
-            tokens = trial.concurrency * expected_tokens(acceptance, trial.k)
-            took = 1e6 * tokens / trial.rate - (trial.k + 1)
-            cycles.setdefault(trial.setup, {}).setdefault(trial.concurrency, {})[trial.block] = took
+    cycles = host_cycles(trials, acceptance)
     alone, split = cycles.get("unified", {}), cycles.get("pdv", {})
     hops = {
         clients: statistics.median((blocks[b] - alone[clients][b]) / 2 for b in shared)
@@ -211,11 +224,11 @@ def device_setups(table: CostTable) -> list[Setup]:
 
 
 def validation_study(
-    scope: Scope, table: CostTable, given: Mapping[str, Any] | None = None
+    scope: Scope, table: CostTable, block: int, given: Mapping[str, Any] | None = None
 ) -> list[Group]:
-    """Real servers on a CPU beside emulated ones with its table; both run at the same time and are
-    asked in turn, in blocks. Where the table's steps take turns those of real workers do, too.
-    ``given``: options of the real ones, those with which the table was calibrated."""
+    """One block of it: real servers on a CPU beside emulated ones with its ``table``; both run at
+    the same time and are asked in turn. Where the table's steps take turns those of real workers
+    do, too. ``given``: options of both, those with which the table was calibrated."""
     groups = []
     for topology in TOPOLOGIES:
         alone = topology == "unified" or table.overlap
@@ -228,23 +241,24 @@ def validation_study(
             None,
             options=(*most, ("device", "cpu"), *exclusive, *(given or {}).items()),
         )
-        emulated = Setup(topology, Arrangement(topology), K, table, options=most)
+        shared = [item for item in (given or {}).items() if item[0] not in _OF_REAL_DEVICES]
+        emulated = Setup(topology, Arrangement(topology), K, table, options=(*most, *shared))
         served = [c for c in scope.concurrencies if c <= table.steps["verify"].sequences[-1]]
         groups.append(
             [
                 _plan("validation", setup, concurrency, scope.seconds, block)
-                for block, concurrency, setup in _in_turn([emulated, real], served, scope.blocks)
+                for _, concurrency, setup in _in_turn([emulated, real], served, [block])
             ]
         )
     return groups
 
 
 def _in_turn(
-    setups: Sequence[Setup], concurrencies: Sequence[int], blocks: int
+    setups: Sequence[Setup], concurrencies: Sequence[int], blocks: Iterable[int]
 ) -> Iterator[tuple[int, int, Setup]]:
     """Block by block, every setup at each concurrency, one right after the other. Another one is
     the first in the next block, and at the next concurrency."""
-    for block in range(blocks):
+    for block in blocks:
         for number, concurrency in enumerate(concurrencies):
             first = (block + number) % len(setups)
             for setup in (*setups[first:], *setups[:first]):
@@ -264,7 +278,7 @@ def _predicted(
 ) -> Group:
     """The trials of servers at all concurrencies; what is expected of them is noted."""
     group = []
-    for block, concurrency, setup in _in_turn(setups, scope.concurrencies, blocks):
+    for block, concurrency, setup in _in_turn(setups, scope.concurrencies, range(blocks)):
         if setup.table is None:
             raise ValueError("the law needs a cost table")
         found = predict(setup.table, host, setup.where, concurrency, setup.k, scope.work)

@@ -96,18 +96,46 @@ def run_trials(
     Each of ``groups`` are the trials of one server, or of a few that are measured in turn, block by
     block.
     """
-    done = {trial.id for trial in folder.trials() if trial.failed is None}
-    missing = [[plan for plan in group if plan.trial.id not in done] for group in groups]
+    missing = _missing(folder, groups)
     chosen = whole_blocks(missing, budget)
     left_out = _windows(missing) - _windows(chosen)
     say(_outlook(chosen, left_out, budget))
     for together in chosen:
         while together and budget.left < _needed(together, budget):
-            together.pop()  # the last ones have the most clients, or are blocks that repeat others
-            left_out += 1
+            # The last ones have the most clients, or are blocks that repeat others.
+            last = _turn(together[-1])
+            kept = [plan for plan in together if _turn(plan) != last]
+            left_out += len(together) - len(kept)
+            together = kept
         if together:
             _run_servers(folder, together, requests, budget, scratch, say)
     return left_out
+
+
+def left_to_do(
+    folder: TrialFolder, groups: Sequence[Sequence[Plan]], budget: Budget
+) -> tuple[int, float]:
+    """How many windows, and about how many seconds they take."""
+    missing = _missing(folder, groups)
+    return _windows(missing), sum(_needed(group, budget) for group in missing)
+
+
+def _missing(folder: TrialFolder, groups: Sequence[Sequence[Plan]]) -> list[list[Plan]]:
+    """A turn is done if all servers of the group were asked in one sitting: windows of different
+    hours are not compared."""
+    done = {trial.id: trial.sitting for trial in folder.trials() if trial.failed is None}
+    missing = []
+    for group in groups:
+        sittings: dict[tuple[int, int], set[int | None]] = {}
+        for plan in group:
+            sittings.setdefault(_turn(plan), set()).add(done.get(plan.trial.id))
+        whole = {turn for turn, found in sittings.items() if len(found) == 1 and None not in found}
+        missing.append([plan for plan in group if _turn(plan) not in whole])
+    return missing
+
+
+def _turn(plan: Plan) -> tuple[int, int]:
+    return plan.trial.block, plan.trial.concurrency
 
 
 def whole_blocks(groups: Sequence[Sequence[Plan]], budget: Budget) -> list[list[Plan]]:

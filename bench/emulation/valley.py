@@ -59,14 +59,14 @@ class Place:
 
 
 def places(trials: Iterable[Trial], predictions: Mapping[str, Mapping[str, float]]) -> list[Place]:
-    """All places at which the reference was measured in the same block at least once."""
-    rates: dict[tuple[float, int, str], dict[int, float]] = {}
+    """All places at which the reference was measured in the same turn at least once."""
+    rates: dict[tuple[float, int, str], dict[tuple[int, int], float]] = {}
     expected: dict[tuple[float, int, str], float] = {}
     for trial in trials:
         law = predictions.get(STUDY, {}).get(trial.id)
         if trial.study == STUDY and trial.rate and trial.step_ms is not None and law:
             key = trial.step_ms, trial.concurrency, trial.setup
-            rates.setdefault(key, {})[trial.block] = trial.rate
+            rates.setdefault(key, {})[trial.turn] = trial.rate
             expected.setdefault(key, law)
     pairs = {}
     for (step_ms, concurrency, setup), mine in rates.items():

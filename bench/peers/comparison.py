@@ -79,12 +79,12 @@ class Comparison:
         for choice in self._plan.engines:
             if choice in missing:
                 self._bring_up(choice)
-        for turn, cell in enumerate(open_cells):
+        for cell in open_cells:
             known = self._took.get((cell.workload.name, cell.concurrency), 0.0)
             if deadline is not None and time.monotonic() + known > deadline:
                 self._say(f"{self._pair.name}: the time is over; the rest is not measured")
                 return False
-            self._measure(cell, turn)
+            self._measure(cell)
         return True
 
     def _bring_up(self, choice: Choice) -> None:
@@ -122,12 +122,13 @@ class Comparison:
             if choice.name not in left_out and choice.takes_part(cell.concurrency)
         ]
 
-    def _measure(self, cell: Cell, turn: int) -> None:
-        started = time.monotonic()
+    def _measure(self, cell: Cell) -> None:
+        """Another engine is the first in the cell's next round, and at the next concurrency."""
+        started, turn = time.monotonic(), self._plan.concurrencies.index(cell.concurrency)
         prompts = self._prompts.of(cell)
         verdicts: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
         names = [one.name for one in self._open(cell) if one.name in self._engines]
-        for order, name in enumerate(rotated(names, turn)):
+        for order, name in enumerate(rotated(names, cell.round + turn)):
             try:
                 self._turn(cell, order, name, prompts, verdicts)
             except PeerError as error:

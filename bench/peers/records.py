@@ -218,6 +218,12 @@ class PeersFolder:
         what failed is tried again. Raises PeersError if anything else differs, which could not be
         compared."""
         before = self.run()
+        for name in ("versions", "source", "machine"):
+            if before.environment.get(name) != run.environment.get(name):
+                raise PeersError(
+                    f"{self.path} holds a comparison with another {name.removesuffix('s')}; choose "
+                    "another folder, or --restart"
+                )
         for name in ("seed", "threads", "draft_tokens", "pairs", "workloads", "concurrencies"):
             if getattr(before, name) != getattr(run, name):
                 raise PeersError(

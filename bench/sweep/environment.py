@@ -19,6 +19,8 @@ PACKAGES = ("pdv-mp", "torch", "transformers", "tokenizers", "numpy", "pyzmq", "
 MEASURED = ("pdv_mp", "launcher", "bench/load")
 """What a measurement depends on: the server, and its clients."""
 
+SOURCES = ("*.py", "*.cpp")
+
 ROOT = Path(__file__).resolve().parents[2]
 REDACTED = "(redacted)"
 
@@ -52,10 +54,11 @@ def versions() -> dict[str, str | None]:
 
 
 def source_digest(root: Path = ROOT) -> str:
-    """SHA-256 of the Python files of :data:`MEASURED`, whatever git knows of them."""
+    """SHA-256 of the sources of :data:`MEASURED`, whatever git knows of them."""
     digest = hashlib.sha256()
     for package in MEASURED:
-        for path in sorted((root / package).rglob("*.py")):
+        paths = [path for suffix in SOURCES for path in (root / package).rglob(suffix)]
+        for path in sorted(paths):
             content = path.read_bytes()
             digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
             digest.update(content)

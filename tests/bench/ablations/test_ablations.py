@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from made_results import make_results
 
+from bench.ablations import waiting
 from bench.ablations.catalogue import ABLATIONS, WAIT_VARIANTS, Ablation
 from bench.ablations.command import ablate
 from bench.ablations.picture import Point, draw, finding, points_of
-from bench.ablations.waiting import wait_points
+from bench.ablations.waiting import measure_waits, wait_points
 from bench.report.analysis import analyse
 from bench.results.records import Load
 from bench.sweep.plan import make_candidates
@@ -53,6 +55,28 @@ def test_no_finding_is_made_up() -> None:
     assert "no difference that was shown (at most 2%" in finding("the batch", "32", [alike])
     assert finding("the batch", "32", [few]).endswith("too few blocks to compare")
     assert finding("the batch", "32", []).endswith("too few blocks to compare")
+
+
+def test_waits_of_other_programs_or_fewer_rounds_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measure(variants: object, load: waiting.Load, given: object) -> object:
+        asked.append(load.rounds)
+        rates = [float(len(asked))] * load.rounds
+        return SimpleNamespace(cells={("pdv wait=spin", 1): SimpleNamespace(rates=rates)})
+
+    monkeypatch.setattr(waiting, "measure", measure)
+    monkeypatch.setattr(waiting, "source_digest", lambda: "first")
+    found = measure_waits(tmp_path, 2)
+    assert found == {"pdv wait=spin": {"1": [1.0, 1.0]}}
+    assert measure_waits(tmp_path, 2) == found
+    assert asked == [2]
+    assert measure_waits(tmp_path, 3) == {"pdv wait=spin": {"1": [2.0, 2.0, 2.0]}}
+    monkeypatch.setattr(waiting, "source_digest", lambda: "second")
+    measure_waits(tmp_path, 3)
+    assert asked == [2, 3, 3]
 
 
 def test_waits_are_compared_in_pairs() -> None:

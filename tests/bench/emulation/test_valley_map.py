@@ -99,8 +99,17 @@ def test_a_run_that_was_cut_off_goes_on_with_the_blocks_that_are_missing(
     monkeypatch.setattr(trials, "_run_servers", lambda _, plans, *rest: ran.extend(plans))
     nothing: object = None
     assert trials.run_trials(folder, groups, nothing, Budget(1e6), tmp_path, said.append) == 0  # type: ignore[arg-type]
-    assert ran == [groups[1][-1]]
-    assert "valley: 1 windows, about 0.2 minutes" in said[0]
+    assert ran == groups[1][-3:]  # all servers of the turn again: other hours are not compared
+    assert "valley: 3 windows, about 0.7 minutes" in said[0]
+    for plan in groups[1][-3:]:
+        folder.add(msgspec.structs.replace(plan.trial, rate=2.0))
+    rates = {trial.id: (trial.rate, trial.sitting) for trial in folder.trials()}
+    assert [rates[plan.trial.id] for plan in groups[1][-4:]] == [(1.0, 0)] + 3 * [(2.0, 0)]
+    folder.begin({}, {})
+    ran.clear()
+    folder.add(msgspec.structs.replace(groups[0][0].trial, rate=3.0))
+    assert trials.run_trials(folder, groups, nothing, Budget(1e6), tmp_path, said.append) == 0  # type: ignore[arg-type]
+    assert ran == groups[0][:3]  # one of these is of another sitting
 
 
 def test_ratios_are_of_windows_of_the_same_block() -> None:
@@ -135,6 +144,13 @@ def test_the_intervals_of_all_places_hold_at_once() -> None:
     assert together.low is not None
     assert alone.low is not None
     assert together.low < alone.low
+
+
+def test_windows_of_different_sittings_are_not_compared() -> None:
+    later = [msgspec.structs.replace(window("pdv", b, 50), sitting=1) for b in (1, 2)]
+    windows = [window("unified", b, 100) for b in range(3)] + [window("pdv", 0, 90), *later]
+    (one,) = found(windows)
+    assert (one.blocks, one.found) == (1, pytest.approx(0.9))
 
 
 def test_a_block_without_both_windows_does_not_count() -> None:

@@ -131,8 +131,12 @@ def test_every_engine_gets_the_same_fresh_prompts_in_rotated_order(
     cells = folder.cells()
     assert len(cells) == 3 * len(LOADS) * (3 + 2)
     assert {cell.tokens for cell in cells if cell.workload == "16+6"} == {6, 12}
-    first = [cell.engine for cell in cells if cell.order == 0]
-    assert all(first.count(engine) >= 3 for engine in engines)
+    for workload, concurrency in {(cell.workload, cell.concurrency) for cell in cells}:
+        mine = [
+            cell for cell in cells if (cell.workload, cell.concurrency) == (workload, concurrency)
+        ]
+        first = [cell.engine for cell in mine if cell.order == 0]
+        assert len(set(first)) == len(first) == (3 if concurrency == 1 else 2)
     assert asked(folder, "quick") == asked(folder, "well") == asked(folder, "wrong")
     texts = [tuple(prompt) for prompts in asked(folder, "well") for prompt in prompts]
     assert len(set(texts)) == len(texts)
@@ -208,6 +212,18 @@ def test_a_comparison_with_another_seed_is_not_taken_up(pair: Pair, folder: Peer
     other = RunRecord(**{f: getattr(run, f) for f in run.__struct_fields__ if f != "seed"}, seed=1)
     with pytest.raises(PeersError, match="other seed"):
         folder.take_up(other)
+
+
+@pytest.mark.parametrize("name", ["versions", "source", "machine"])
+def test_a_comparison_elsewhere_or_of_other_programs_is_not_taken_up(
+    name: str, pair: Pair, folder: PeersFolder
+) -> None:
+    assert compare({"pdv_mp:auto": "well"}, pair, folder, (1, 1))
+    run = folder.run()
+    other = msgspec.structs.replace(run, environment={**run.environment, name: "another"})
+    with pytest.raises(PeersError, match=f"another {name.removesuffix('s')}"):
+        folder.take_up(other)
+    folder.take_up(msgspec.structs.replace(run, environment={**run.environment, "state": "busy"}))
 
 
 def test_prompts_follow_from_the_seed(pair: Pair) -> None:

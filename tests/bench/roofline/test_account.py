@@ -85,7 +85,9 @@ def test_a_server_is_asked_and_its_time_accounted_for(run_place: object) -> None
     assert done.exit_code == 0, done.output
     cells = [cell.strip() for cell in done.output.splitlines()[-1].split("|")[1:-1]]
     assert cells[:2] == ["2", "1"]
-    assert sum(int(cell.rstrip("%")) for cell in cells[4:]) == pytest.approx(100, abs=2)
+    shares = [int(cell.rstrip("%")) for cell in cells[4:]]
+    assert sum(shares) == pytest.approx(100, abs=2)
+    assert 0 <= shares[-1] < 100  # its batches take a part of the time, and do not overlap
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def test_the_source_is_known_by_its_contents(tmp_path: Path) -> None:
     (tmp_path / "pdv_mp" / "notes.txt").write_text("3", encoding="utf-8")
     assert facts.source_digest(tmp_path) == before
     file.write_text("2", encoding="utf-8")
-    assert facts.source_digest(tmp_path) != before
+    changed = facts.source_digest(tmp_path)
+    assert changed != before
+    (tmp_path / "pdv_mp" / "kernels.cpp").write_text("3", encoding="utf-8")
+    assert facts.source_digest(tmp_path) != changed
 
 
 def test_a_commit_is_dirty_when_the_program_differs_from_it(tmp_path: Path) -> None:
