@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from gateway.service import GatewayService
 
 
+LARGE_PROMPT = 10_000
+"""Characters or tokens from which on a prompt is sent once and then listened for."""
+
+
 class Disconnected(Exception):
     """The client has gone."""
 
@@ -106,6 +110,18 @@ class Answer(Response):
         for number, prompt in enumerate(prompts):
             for turn in range(job.n):
                 self._submit(number * job.n + turn, prompt)
+                if len(prompt) > LARGE_PROMPT:
+                    await self._first_refusal()
+
+    async def _first_refusal(self) -> None:
+        """Let the server's answers come in: a prompt that it refuses is not sent again and again,
+        and nobody else waits until all have been sent."""
+        await asyncio.sleep(0)
+        if self._gone:
+            raise Disconnected
+        refused = next((each.error for each in self._generations if each.error is not None), None)
+        if refused is not None:
+            raise refused
 
     def _submit(self, index: int, prompt: str | list[int]) -> None:
         job = self._job

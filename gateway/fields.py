@@ -1,6 +1,7 @@
 """The bodies of requests: their fields, checked for type; fields that nobody knows are ignored.
 
-Ranges are checked where the values are used. ``null`` counts as absent everywhere.
+Ranges are checked where the values are used. ``null`` counts as absent everywhere. Of a wrong list
+the first wrong element is told (``fail_fast``), and not every one of millions.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class _Sampling(_Body):
     n: int | None = None
     best_of: int | None = None
     stop: StopField = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(None, fail_fast=True)
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -113,7 +114,7 @@ class ChatMessage(_Body):
 class ChatRequest(_Sampling):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage]
+    messages: list[ChatMessage] = Field(fail_fast=True)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -125,7 +126,7 @@ class TokenizeRequest(_Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: list[ChatMessage] | None = Field(None, fail_fast=True)
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -134,4 +135,4 @@ class DetokenizeRequest(_Body):
     """The body of ``POST /detokenize``."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: list[int] = Field(fail_fast=True)

@@ -31,6 +31,8 @@ class HttpConnection(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._unanswered: list[StreamWriter] = []  # the first is being answered
+        self.lost: asyncio.Future[None] = self.loop.create_future()
+        """Done when nothing can be sent any more."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -38,6 +40,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if not self.lost.done():
+            self.lost.set_result(None)
         for writer in self._unanswered:
             writer.hang_up()
         self._unanswered.clear()
@@ -77,10 +81,14 @@ class HttpConnection(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def _is_offer(self) -> bool:
-        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        return self.parser.should_upgrade()
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
+        if (
+            self.parser.get_method() == b"CONNECT"
+        ):  # the parser would call all that follows an offer
+            raise ValueError("this is no proxy")
         if self._is_offer():
             return
         super().on_headers_complete()
@@ -104,15 +112,25 @@ class HttpConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(
-                self._limits.write_seconds, self.transport.abort
-            )
+            self._expect_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _expect_reading(self) -> None:
+        self._write_timer = self.loop.call_later(
+            self._limits.write_seconds, self._unread, self.transport.get_write_buffer_size()
+        )
+
+    def _unread(self, before: int) -> None:
+        """So long after so many bytes waited: whoever reads slowly is no one who reads nothing."""
+        if self.transport.get_write_buffer_size() < before:
+            self._expect_reading()
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an answer in the form of all others."""

@@ -78,10 +78,13 @@ class HttpServer:
         self._service.draining = True
         if self._server is not None:
             self._server.close()
-        for connection in list(self._state.connections):
+        connections = list(self._state.connections)
+        for connection in connections:
             connection.shutdown()
-        if self._state.tasks:
-            await asyncio.wait(self._state.tasks, timeout=CLOSE_SECONDS)
+        # A connection is lost when all that was written has left.
+        written = [each.lost for each in connections if isinstance(each, HttpConnection)]
+        if written or self._state.tasks:
+            await asyncio.wait([*self._state.tasks, *written], timeout=CLOSE_SECONDS)
         for connection in list(self._state.connections):
             connection.transport.abort()
         rest = [task for task in self._state.tasks if not task.done()]

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from gateway.answers import Answer, Disconnected
-from gateway.chunks import DONE, KEEP_ALIVE, ChunkWriter, error_event
+from gateway.chunks import DONE, FINISH, KEEP_ALIVE, ChunkWriter, error_event
 from gateway.errors import ApiError, api_error
 from gateway.jobs import Job
 from gateway.measures import usage
@@ -103,8 +103,8 @@ class StreamedAnswer(Answer):
             self._only = None
         completions = [g.completion for g in self._generations if g.completion is not None]
         end = b""
-        if _wants_summary(self._job):
-            end = self._events.last(self._summary_fields(completions)).encode()
+        if _wants_summary(self._job) and (fields := self._summary_fields(completions)):
+            end = self._events.last(fields).encode()
         await self._write(end + DONE, last=True)
 
     def _summary_fields(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -132,6 +132,8 @@ class StreamedAnswer(Answer):
                     raise generation.error
             if all(g.chunks or g.finished for g in self._generations):
                 return
+            if self.overdue(time.monotonic()):
+                await self._write(KEEP_ALIVE)
             await self._wait()
 
     def _write_at_once(self) -> bool:
@@ -190,15 +192,10 @@ class StreamedAnswer(Answer):
         if completion is None:
             return False
         usage_json = self._usage_so_far() if job.continuous_usage else ""
-        lines.append(
-            self._events.text(
-                index,
-                "",
-                finish=self._finish(completion),
-                more=_stop_reason(completion),
-                usage=usage_json,
-            )
-        )
+        finish, more = self._finish(completion), _stop_reason(completion)
+        if job.discards_output:  # nothing was asked for, so nothing ended it
+            finish, more = FINISH["length"], ""
+        lines.append(self._events.text(index, "", finish=finish, more=more, usage=usage_json))
         return True
 
     def _usage_so_far(self) -> str:

@@ -46,6 +46,7 @@ class Ending:
         self._wishes = 0
         self._early = False
         self._drained: set[str] = set()
+        self._order: Drain | Abort | Lost | None = None
 
     def enter(self, phase: Phase, seconds: float) -> None:
         """Begins a phase, or the time that it may take, anew."""
@@ -117,8 +118,14 @@ class Ending:
         self.enter(Phase.LOSING, self._timeouts.lost)
         self._tell(Lost(name))
 
+    def joined(self, child: Child) -> None:
+        """A process has begun, perhaps in the place of one that was told how the server ends."""
+        if self._order is not None and child in self._with_clients():
+            self._processes.send(child, self._order)
+
     def _tell(self, order: Drain | Abort | Lost) -> None:
         """Those who have clients are to take no more; the gateway, a client of the front, first."""
+        self._order = order
         for child in self._with_clients():
             if child.alive:
                 self._processes.send(child, order)

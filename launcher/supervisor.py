@@ -183,6 +183,7 @@ class Supervisor:
     def _handle(self, child: Child, message: ControlMessage) -> None:
         if isinstance(message, Hello):
             self._progressed(child, "starting")
+            self._ending.joined(child)
         elif isinstance(message, Progress):
             self._progressed(child, message.text)
         elif isinstance(message, Ready):

@@ -24,6 +24,7 @@ from pdv_mp.client.client_core import (
     Completion,
     Generation,
     Question,
+    ServerUnreachable,
 )
 from pdv_mp.client.client_options import (
     DEFAULT_CONNECT_TIMEOUT,
@@ -201,6 +202,8 @@ class AsyncClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
             self._reader = None
+        self._core.fail(ServerUnreachable("the client was closed"))
+        self._wake()
         if self._socket is not None:
             self._socket.close(linger=0)
             self._socket = self._plain = None

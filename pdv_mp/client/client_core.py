@@ -409,6 +409,7 @@ class ClientCore:
                 self.outgoing.append(protocol.encode("cancel", id=message["id"]))
             return
         if kind == "accepted":
+            generation.refused_since = None
             generation.seed = message["seed"]
             generation.prompt_tokens = message["prompt_tokens"]
             generation.attempt_seq = generation.attempt_characters = 0

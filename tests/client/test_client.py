@@ -215,6 +215,17 @@ def test_a_full_server_is_asked_again_when_it_said() -> None:
     assert not core.busy
 
 
+def test_each_time_that_a_server_is_full_has_its_own_patience() -> None:
+    core, generation = refused_core(queue_timeout=0.5)
+    core.tick(1.2)
+    core.receive(pack("accepted", id="a", prompt_tokens=1, seed=1), 1.3)
+    core.connected(90.0)
+    core.receive(queue_full("a"), 90.0)  # of the server that has taken its place
+    assert generation.error is None
+    core.tick(90.2)
+    assert [item["type"] for item in sent(core)][-1] == "generate"
+
+
 def test_a_full_server_is_an_error_at_once_if_that_is_wanted() -> None:
     _, generation = refused_core(queue_timeout=0.0)
     assert generation.error.code == "queue_full"
@@ -296,6 +307,19 @@ def test_an_endpoint_of_another_form(endpoint: str) -> None:
             for _ in range(2):
                 with pytest.raises(ValueError, match="cannot be connected to"):
                     await client.complete("x")
+
+    asyncio.run(use())
+
+
+def test_who_waits_for_a_client_that_is_closed_is_told() -> None:
+    async def use() -> None:
+        client = AsyncClient("tcp://127.0.0.1:1")
+        waiting = [asyncio.create_task(client.info()), asyncio.create_task(client.complete("x"))]
+        await asyncio.sleep(0.05)
+        await client.close()
+        for task in waiting:
+            with pytest.raises(ServerUnreachable, match="the client was closed"):
+                await asyncio.wait_for(task, 10)
 
     asyncio.run(use())
 

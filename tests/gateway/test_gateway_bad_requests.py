@@ -7,7 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 from raw_http import connect, exchange, request, rest, status
+
+from gateway.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 COMPLETIONS = "/v1/completions"
 CHATS = "/v1/chat/completions"
@@ -167,6 +170,8 @@ def test_unknown_fields_null_and_neutral_values_are_fine(http: httpx.Client) -> 
         (b"GET /version HTTP/1.1\r\nHost: x\r\n" + b"Xy: z\r\n" * 300 + b"\r\n", (431,)),
         (b"GET /version HTTP/1.1\r\nConnection: close\r\n\r\n", (400,)),  # no Host
         (b"CONNECT gateway:443 HTTP/1.1\r\nHost: gateway\r\n\r\n", (400,)),
+        (b"CONNECT / HTTP/1.1\r\nHost: gateway\r\n\r\n", (400,)),
+        (b"CONNECT http://gateway/x HTTP/1.1\r\nHost: gateway\r\n\r\n", (400,)),
         (b"GET /version HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n", (400,)),
         (request("/../../etc/passwd"), (404,)),
         (request("/%2e%2e/%2e%2e/etc/passwd"), (404,)),
@@ -217,3 +222,33 @@ def test_pages_of_other_sites_are_refused(http: httpx.Client, url: str) -> None:
     other = http.get("/v1/models", headers={"origin": "http://evil.example"})
     assert other.status_code == 403
     assert http.get("/v1/models", headers={"origin": url}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (ChatRequest, {"messages": [0] * 1000}),
+        (TokenizeRequest, {"messages": [0] * 1000}),
+        (DetokenizeRequest, {"tokens": ["x"] * 1000}),
+        (CompletionRequest, {"prompt": "x", "stop_token_ids": ["x"] * 1000}),
+    ],
+)
+def test_of_a_wrong_list_one_element_is_told(model: type[BaseModel], body: dict[str, Any]) -> None:
+    """A body may have millions, and each error is an object."""
+    with pytest.raises(ValidationError) as raised:
+        model.model_validate(body)
+    assert raised.value.error_count() == 1
+
+
+@pytest.mark.parametrize("prompt", ["word " * 40_000, [[1] * 50_000]])
+def test_a_prompt_that_is_too_long_is_refused_before_it_was_sent_for_every_choice(
+    http: httpx.Client, prompt: object
+) -> None:
+    def refusals() -> int:
+        errors = http.get("/server_info").json()["counters"]["errors"]
+        return int(errors["context_length_exceeded"] + errors["too_large"])
+
+    before = refusals()
+    answer = http.post(COMPLETIONS, json={"prompt": prompt, "n": 100, "max_tokens": 8})
+    assert answer.status_code == 400, answer.text
+    assert refusals() - before < 100

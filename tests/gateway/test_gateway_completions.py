@@ -162,6 +162,26 @@ def test_where_tokens_come_from_and_where_time_went(http: httpx.Client) -> None:
     assert plain["text"] == answer["choices"][0]["text"]
 
 
+@pytest.mark.parametrize("several", [{"n": 2}, {"prompt": ["hello", "world"]}])
+def test_a_stream_of_several_choices_with_origins_is_json_to_its_end(
+    http: httpx.Client, several: dict[str, Any]
+) -> None:
+    fields = {"prompt": PROMPT, "pdv": {"tokens": True, "timeline": True}, **several}
+    found = stream(http, **fields)
+    assert {choice["index"] for event in found for choice in event["choices"]} == {0, 1}
+    assert all("pdv" in choice for event in found for choice in event["choices"] if choice["text"])
+
+
+def test_an_echo_alone_ends_by_its_length(http: httpx.Client) -> None:
+    """Whatever the token is that was computed besides."""
+    first = complete(http, max_tokens=1)["choices"][0]["text"]
+    fields = {"echo": True, "max_tokens": 0, "stop": [first]}
+    (whole,) = complete(http, **fields)["choices"]
+    last = stream(http, prompt=PROMPT, **fields)[-1]["choices"][0]
+    assert (whole["finish_reason"], last["finish_reason"]) == ("length", "length")
+    assert "stop_reason" not in last
+
+
 def test_chats(http: httpx.Client, http_server: ServerProcess) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},

@@ -97,12 +97,14 @@ def test_the_second_signal_ends_open_streams(
     assert gateway.process.wait(60) == 0
 
 
+@pytest.mark.parametrize("echo", [False, True])
 def test_a_stream_that_has_to_wait_gives_signs_of_life(
-    url: str, stopped_worker: Callable[[], None]
+    url: str, stopped_worker: Callable[[], None], echo: bool
 ) -> None:
     stopped_worker()
     with connect(url) as connection:
-        connection.sendall(request(COMPLETIONS, json.dumps({"prompt": "x", **LONG}).encode()))
+        fields = {"prompt": "x", "echo": echo, **LONG}
+        connection.sendall(request(COMPLETIONS, json.dumps(fields).encode()))
         found = b""
         while b": waiting\n\n" not in found:
             part = connection.recv(1024)

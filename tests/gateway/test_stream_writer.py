@@ -9,6 +9,7 @@ from typing import cast
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from gateway.http_connection import HttpConnection
 from gateway.stream_writer import StreamWriter
 
 
@@ -46,3 +47,18 @@ def test_who_asks_after_the_hangup_is_told_at_once() -> None:
     cycle = SimpleNamespace(scope={"http_version": "1.1"}, flow=flow, disconnected=True)
     StreamWriter(cast(RequestResponseCycle, cycle)).on_hangup(lambda: told.append("gone"))
     assert told == ["gone"]
+
+
+def test_only_who_reads_nothing_for_so_long_is_cut_off() -> None:
+    done: list[str] = []
+    waiting = iter([100, 60, 60])
+    transport = SimpleNamespace(
+        get_write_buffer_size=lambda: next(waiting), abort=lambda: done.append("cut")
+    )
+    connection = cast(HttpConnection, SimpleNamespace(transport=transport))
+    connection._expect_reading = lambda: done.append("again")  # type: ignore[method-assign]
+    HttpConnection._unread(connection, 101)
+    HttpConnection._unread(connection, 100)
+    assert done == ["again", "again"]
+    HttpConnection._unread(connection, 60)
+    assert done == ["again", "again", "cut"]
