@@ -333,7 +333,7 @@ class HandoffOptions(_Checked):
     hybrid: bool = option(
         False,
         help="a lone request is drafted by the verifier's process, where its topology drafts in "
-        "another one",
+        "another one; not with --draft-ahead or KV of each process's own",
     )
     groups: int = option(
         1,

@@ -37,18 +37,9 @@ def batch_of(slot: int, tokens: list[int], device: torch.device) -> ForwardBatch
 
 
 def rows(cache: KVCache, slot: int, count: int) -> torch.Tensor:
-    """The first keys of a slot in the first layer: [heads, count, head_dim]."""
-    batch = ForwardBatch.build(
-        np.zeros(1, np.int64),
-        np.array([1]),
-        np.array([count - 1]),
-        np.array([slot]),
-        None,
-        cache.device,
-    )
-    (group,) = cache.plan(batch).groups
-    keys, _ = cache._keys_values(0, group)
-    return keys[0]
+    """The first keys of a slot in the first layer: [count, heads, head_dim]."""
+    out = torch.empty(cache.rows_shape(count), dtype=cache.dtype, device=cache.device)
+    return cache.export_rows(slot, 0, out)[0, :, 0]
 
 
 class Commands:

@@ -104,7 +104,9 @@ class Steps:
         with torch.cuda.graph(graph):
             logits = self._transformer.forward(batch, self._cache, plan)
 
-        def replay() -> None:
+        held = batch, plan  # the graph reads them for as long as it is replayed
+
+        def replay(held: object = held) -> None:
             graph.replay()
             finish(logits.device)
 

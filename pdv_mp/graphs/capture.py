@@ -32,7 +32,9 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # What is recorded keeps the priority of the stream that recorded it.
+        priority = torch.cuda.current_stream(device).priority
+        self._stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:
         current = torch.cuda.current_stream(self._device)

@@ -483,7 +483,9 @@ class Worker:
         if not group.clock.has_begun:
             self.handoffs.dropped("draft", group.index)
             group.clock.begun(picked)
-        for part in group.take():
+        parts = group.take()
+        pending = next((part.pending for part in parts if part.pending is not None), None)
+        for part in parts:
             self.table.in_flight[part.slots] = False  # of those dropped as stale, too
             self.verify.put(part)
         proposal = self.verify.form()
@@ -496,8 +498,8 @@ class Worker:
         discarded = int(proposal.lengths.sum() - verdict.accepted.sum())
         ended = self._end("verify", sequences, picked, started, rows, discarded)
         self._interrupt(group)
-        if proposal.pending is not None:
-            picked = max(picked, group.clock.drafted_by(proposal.pending.nanoseconds))
+        if pending is not None:  # verifying has waited for it
+            picked = max(picked, group.clock.drafted_by(pending.nanoseconds))
         times = group.clock.verified(proposal, picked, ended)
         if self._recorded_ns == self._recorded_before_ns:
             self.controller.timed(times)
