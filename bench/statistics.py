@@ -137,6 +137,18 @@ def ratio_of_sums(
     return Estimate(value, value * math.exp(-reach), value * math.exp(reach), len(below))
 
 
+def arithmetic_mean(values: Sequence[float], alpha: float) -> Estimate | None:
+    """Of values that may have any sign, with Student's t interval; None without any."""
+    found = np.asarray(values, np.float64)
+    if not len(found):
+        return None
+    value = float(found.mean())
+    if len(found) < 2:
+        return Estimate(value, None, None, 1)
+    reach = _t_quantile(alpha, len(found)) * float(found.std(ddof=1)) / math.sqrt(len(found))
+    return Estimate(value, value - reach, value + reach, len(found))
+
+
 def _ratio_reach(above: Floats, below: Floats, alpha: float) -> float:
     """Half the interval of sum of ``above`` / sum of ``below``, from the blocks' residuals."""
     blocks, total = len(below), float(below.sum())

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from bench.handoff.cells import Cells, Timed
 from bench.handoff.tables import Rows, markdown
 from bench.handoff.variants import Variant
-from bench.statistics import ALPHA, Estimate, corrected, ratio_of_sums
+from bench.statistics import ALPHA, Estimate, arithmetic_mean, corrected
 from pdv_mp.config import ConfigError
 from pdv_mp.lanes.injected_delay import parse_delays
 
@@ -108,7 +108,7 @@ def fit_line(
 
 
 def _mean(values: npt.NDArray[np.float64], alpha: float) -> Estimate:
-    found = ratio_of_sums(values.tolist(), [1.0] * len(values), alpha)
+    found = arithmetic_mean(values.tolist(), alpha)
     if found is None:
         raise ValueError("a line needs a block")
     return found

@@ -41,7 +41,14 @@ def gap_rows(names: Sequence[str], cells: Cells, traces: Mapping[str, Traced]) -
     """The gap of each variant to the first, in µs per token, by part."""
     reference = names[0]
     found = walls(cells, traces)
-    costs = fit_costs(traces[reference].batches)
+    timed = [
+        one.window for (name, _), cell in cells.items() if name == reference for one in cell.timed
+    ]
+    costs = fit_costs(
+        batch
+        for batch in traces[reference].batches
+        if any(start <= batch.start_ns and batch.end_ns <= end for start, end in timed)
+    )
     rows = []
     for (name, concurrency), other in found.items():
         if name == reference:

@@ -94,6 +94,13 @@ class Comparison:
         except PeerError as error:
             self._fail(name, str(error))
             return
+        before = {cell.version for cell in self._records if cell.engine == name}
+        if before - {engine.version}:
+            known = ", ".join(str(version) for version in sorted(before, key=str))
+            engine.hang_up()
+            engine.close()
+            self._fail(name, f"it is {engine.version} now, and was measured as {known} here")
+            return
         self._engines[name] = engine
         try:
             for concurrency in filter(choice.takes_part, self._plan.concurrencies):

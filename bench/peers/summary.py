@@ -172,10 +172,14 @@ def summarise(
     for pair in run.pairs:
         for load in run.workloads:
             of_load = [c for c in cells if (c.pair, c.workload) == (pair.name, load.name)]
-            acceptance = measured_acceptance(of_load)
+            of_any_concurrency = measured_acceptance(of_load)
             for concurrency in run.concurrencies:
                 records = tuple(c for c in of_load if c.concurrency == concurrency)
                 if records:
+                    # Prompts differ in how well they can be drafted: these ones' count.
+                    acceptance = measured_acceptance(records)
+                    if acceptance is None:
+                        acceptance = of_any_concurrency
                     bound = _bound(run, pair, load, concurrency, acceptance)
                     found.append(CellSummary(pair, load, concurrency, records, bound))
     names = [name for name in run.engines if any(c.engine == name for c in cells)]

@@ -97,7 +97,7 @@ def _table(
     for engine in summary.engines:
         row(label(engine), lambda cell, engine=engine: _decode(cell, engine))  # type: ignore[misc]
     row("bound", lambda cell: NOTHING if cell.bound is None else f"{cell.bound.decode:.0f}")
-    row("best of ours ÷ bound", _share_of_decode_bound)
+    row("best of ours ÷ bound, the mode of the table above", _share_of_decode_bound)
     return "\n".join(lines)
 
 

@@ -55,7 +55,11 @@ DEFINITIONS = (
         "Draft tokens that the verifier accepted / draft tokens. The verifier's own token of a "
         "cycle counts in neither.",
     ),
-    ("Acceptance length", "1 + accepted draft tokens / cycles: tokens per step of the verifier."),
+    (
+        "Acceptance length",
+        "1 + accepted draft tokens / cycles that drafted: tokens per step of the verifier that had "
+        "drafts to judge.",
+    ),
     (
         "Orchestration share",
         "The part of a request's time in which its next token waits for messages, hand-overs "

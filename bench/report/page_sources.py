@@ -45,7 +45,7 @@ def legacy(found: Legacy | None, drawings: Drawings) -> Section:
             "all of them are half done when the window ends, while the other topology admits a "
             "few and finishes them. Here the same runs are counted both ways, and both topologies "
             f"are run with both admissions. Asked for were {facts.overload:.1f} times the tokens "
-            "that the fastest of these servers can generate in the window."
+            "that these servers can generate in the window on average."
         )
     )
     if "legacy_and_honest" in drawings:

@@ -96,8 +96,10 @@ class Accountant:
         if batch["stage"] == "verify":
             return step_seconds(self.rates, self.verifier, sequences, each, context)
         if batch["stage"] == "prefill":
-            models = [self.verifier, *([] if self.draft is None else [self.draft])]
-            return sum(prefill_seconds(self.rates, model, sequences, each) for model in models)
+            both = prefill_seconds(self.rates, self.verifier, sequences, each)
+            if self.draft is not None:
+                both += prefill_seconds(self.rates, self.draft, sequences, each, head_tokens=0)
+            return both
         if self.draft is None:
             raise AccountError("a server without a draft model has drafted")
         return each * step_seconds(self.rates, self.draft, sequences, 1, context)

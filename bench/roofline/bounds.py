@@ -32,21 +32,27 @@ def step_seconds(
 ) -> float:
     """A step of ``batch`` requests with ``tokens`` queries each over ``context`` cached tokens.
 
-    ``head_tokens``: of how many queries of each request logits are needed, all without it.
+    ``head_tokens``: of how many queries of each request logits are needed, all without it. The
+    last layer counts for these alone: of the others nobody needs more than its keys and values,
+    which are free here as well. Without any the head is not read.
     """
     rows = batch * tokens
     head_rows = rows if head_tokens is None else batch * head_tokens
-    matrix = 2 * (model.layer_weights * rows + model.head_weights * head_rows)
-    weights = max(model.step_bytes / rates.bandwidth, matrix / rates.flops)
+    layer_rows = rows - (rows - head_rows) / model.layers
+    matrix = 2 * (model.layer_weights * layer_rows + model.head_weights * head_rows)
+    read = model.step_bytes if head_rows else model.step_bytes - model.head_bytes
+    weights = max(read / rates.bandwidth, matrix / rates.flops)
     cached = batch * context * model.kv_bytes / rates.bandwidth
-    attention = max(cached, model.attention_flops * context * rows / rates.flops)
+    attention = max(cached, model.attention_flops * context * layer_rows / rates.flops)
     return weights + attention + rates.launch * model.layers
 
 
-def prefill_seconds(rates: Rates, model: ModelCost, batch: float, prompt: float) -> float:
+def prefill_seconds(
+    rates: Rates, model: ModelCost, batch: float, prompt: float, head_tokens: float = 1
+) -> float:
     """All prompts in one step: a token attends over half the prompt on average, and logits are
-    needed of the last one."""
-    return step_seconds(rates, model, batch, prompt, prompt / 2, head_tokens=1)
+    needed of the last one, or, of a draft model (``head_tokens`` 0), of none."""
+    return step_seconds(rates, model, batch, prompt, prompt / 2, head_tokens)
 
 
 def expected_tokens(acceptance: float, length: float) -> float:
@@ -107,7 +113,7 @@ def cell_bound(rates: Rates, verifier: ModelCost, draft: ModelCost | None, work:
     gives every request its first token, then as many cycles as the rest takes."""
     seconds = prefill_seconds(rates, verifier, work.batch, work.prompt)
     if draft is not None and work.length > 0:
-        seconds += prefill_seconds(rates, draft, work.batch, work.prompt)
+        seconds += prefill_seconds(rates, draft, work.batch, work.prompt, head_tokens=0)
     cycles = max(0.0, work.output - 1) / work.per_cycle
     seconds += cycles * cycle_seconds(rates, verifier, draft, work)
     return work.batch * work.output / seconds

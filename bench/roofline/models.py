@@ -51,6 +51,11 @@ class ModelCost:
         return (self.layer_weights + self.head_weights) * self.bytes_per_number
 
     @property
+    def head_bytes(self) -> int:
+        """Those of the LM head."""
+        return self.head_weights * self.bytes_per_number
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of the KV cache per token."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_number

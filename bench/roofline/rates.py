@@ -34,3 +34,12 @@ DEVICES: Mapping[str, Rates] = MappingProxyType(
 )
 """What GPUs reach in bfloat16: about 0.9 of the memory bandwidth and 0.8 of the dense matrix rate
 of their data sheets. The second row has the floor that a CUDA graph's replay leaves."""
+
+DRIVERS_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "NVIDIA H200": "H200",
+        "NVIDIA H100 80GB HBM3": "H100 SXM",
+        "NVIDIA A100-SXM4-80GB": "A100 SXM 80 GB",
+    }
+)
+"""As the driver calls whole ones of these; variants and slices of them reach less."""

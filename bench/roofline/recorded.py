@@ -11,7 +11,7 @@ import msgspec
 
 from bench.roofline.machine import measure
 from bench.roofline.models import ModelCost
-from bench.roofline.rates import DEVICES, Rates
+from bench.roofline.rates import DEVICES, DRIVERS_NAMES, Rates
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.errors import ModelError
 
@@ -49,7 +49,8 @@ def facts(
     gpus = [str(gpu.get("name")) for gpu in machine.get("gpus") or ()]
     on_gpu = bool(gpus) and options.get("device") != "cpu"
     if on_gpu:
-        rates = next((DEVICES[name] for name in DEVICES if name in gpus[0]), None)
+        name = DRIVERS_NAMES.get(gpus[0])
+        rates = None if name is None else DEVICES[name]
     else:
         found = measure(options.get("threads") or machine.get("usable") or 1)
         rates = None if found is None else found.rates

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 PACKAGES = ("pdv-mp", "torch", "transformers", "tokenizers", "numpy", "pyzmq", "msgpack")
-MEASURED = ("pdv_mp", "launcher", "bench/load")
-"""What a measurement depends on: the server, and its clients."""
+MEASURED = ("pdv_mp", "launcher", "bench/load", "bench/peers/programs")
+"""What a measurement depends on: the server, its clients, and the programs that run peers."""
 
 SOURCES = ("*.py", "*.cpp")
 

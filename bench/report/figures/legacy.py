@@ -45,8 +45,8 @@ def draw(view: View, found: Legacy, run: Run) -> Picture:
         caption=(
             "Bars are means over blocks, points the blocks. In brackets: how many requests the "
             "admission lets in at once. Both panels are of the same requests; only the counting "
-            f"differs. Asked for were {facts.overload:.1f} times the tokens that the fastest "
-            "server can generate in the window."
+            f"differs. Asked for were {facts.overload:.1f} times the tokens that these servers can "
+            "generate in the window on average."
         ),
         columns=(
             "pair",

@@ -29,21 +29,22 @@ DOSES = (0, 250, 500, 1000)
 SLOPE, INTERCEPT, HOP = 0.3, 2000.0, 150.0
 
 
-def response(draw: np.random.Generator, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+def response(draw: np.random.Generator, blocks: int, slope: float) -> tuple[np.ndarray, np.ndarray]:
     """Times [blocks, doses] and hops [blocks] of a noisy machine: blocks differ in their level and
     in their slope, and each time has noise of its own."""
     level = draw.normal(INTERCEPT, 200, (blocks, 1))
-    slopes = draw.normal(SLOPE, 0.05, (blocks, 1))
+    slopes = draw.normal(slope, 0.05, (blocks, 1))
     times = level + slopes * np.array(DOSES) + draw.normal(0, 40, (blocks, len(DOSES)))
     return times, draw.normal(HOP, 10, blocks)
 
 
-def test_the_intervals_hold_as_often_as_they_say() -> None:
+@pytest.mark.parametrize("slope", [SLOPE, 0.0])
+def test_the_intervals_hold_as_often_as_they_say(slope: float) -> None:
     draw, runs = np.random.default_rng(7), 2000
-    truth = {"slope": SLOPE, "intercept": INTERCEPT, "free": INTERCEPT - SLOPE * HOP}
+    truth = {"slope": slope, "intercept": INTERCEPT, "free": INTERCEPT - slope * HOP}
     held = dict.fromkeys(truth, 0)
     for _ in range(runs):
-        times, hops = response(draw, 8)
+        times, hops = response(draw, 8, slope)
         line = fit_line(DOSES, times, hops, ALPHA)
         for name, value in truth.items():
             found = getattr(line, name)

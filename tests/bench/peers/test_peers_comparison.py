@@ -214,6 +214,24 @@ def test_a_comparison_with_another_seed_is_not_taken_up(pair: Pair, folder: Peer
         folder.take_up(other)
 
 
+def test_another_version_of_an_engine_is_not_put_beside_what_was_measured(
+    pair: Pair, folder: PeersFolder
+) -> None:
+    assert compare({"pdv_mp:auto": "well", "other:plain": "well"}, pair, folder, (1, 1))
+    cells = [
+        msgspec.structs.replace(cell, version="0.9") if cell.engine == "other:plain" else cell
+        for cell in folder.cells()
+    ]
+    (folder.path / CELLS).write_bytes(b"".join(msgspec.json.encode(c) + b"\n" for c in cells))
+    compare({"pdv_mp:auto": "well", "other:plain": "well"}, pair, folder, (2, 1))
+    assert {cell.engine for cell in folder.cells() if cell.round == 1} == {"pdv_mp:auto"}
+    (failure,) = folder.failures()
+    assert (failure.engine, failure.reason) == (
+        "other:plain",
+        "it is 1.0 now, and was measured as 0.9 here",
+    )
+
+
 @pytest.mark.parametrize("name", ["versions", "source", "machine"])
 def test_a_comparison_elsewhere_or_of_other_programs_is_not_taken_up(
     name: str, pair: Pair, folder: PeersFolder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -132,6 +133,27 @@ def test_acceptance_follows_from_our_fixed_length() -> None:
     assert cell.bound.acceptance == pytest.approx(0.75, abs=1e-3)
     # Weights once for about 4 tokens: 434 MB at 20 GB/s, and the prompt's arithmetic.
     assert 100 < cell.bound.total < cell.bound.decode < 200
+
+
+def test_each_concurrency_has_the_acceptance_of_its_own_prompts() -> None:
+    found = summary()
+    hard = {"cycles": 10_000, "drafted": 40_000, "accepted": 10_000}
+    cells = [
+        msgspec.structs.replace(each, speculation=hard if each.engine == FIXED else None)
+        if each.concurrency == 8
+        else each
+        for cell in found.cells
+        for each in cell.records
+    ]
+    few, many = summarise(found.run, cells, []).cells
+    assert few.bound is not None
+    assert many.bound is not None
+    assert few.bound.acceptance == pytest.approx(0.75, abs=1e-3)
+    assert expected_tokens(many.bound.acceptance, 4) == pytest.approx(2.0, abs=1e-3)
+    plain = [each for each in cells if each.concurrency == 1 or each.engine != FIXED]
+    (_, without) = summarise(found.run, plain, []).cells
+    assert without.bound is not None
+    assert without.bound.acceptance == pytest.approx(0.75, abs=1e-3)
 
 
 def test_the_tables() -> None:

@@ -82,6 +82,22 @@ def test_a_cpus_rates_are_measured_with_the_servers_threads(
         assert asked.pop() == threads
 
 
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM 80 GB"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+    ],
+)
+def test_only_whole_gpus_that_the_table_knows_have_rates(name: str, device: str | None) -> None:
+    found = facts({"gpus": [{"name": name}]}, {}, {})
+    assert (None if found is None else found.device) == device
+
+
 def test_a_named_gpu_has_the_rates_of_the_table(tmp_path: Path) -> None:
     machine = {"gpus": [{"name": "NVIDIA H200"}], "usable": 2}
     pairs = {

@@ -75,10 +75,21 @@ def test_a_cell_is_its_prefill_and_its_cycles() -> None:
     verifier = ModelCost(30, 576, 9, 3, 64, 1536, 4096, 4)
     work = CellWork(batch=8, prompt=128, output=64)
     prefill = prefill_seconds(rates, verifier, 8, 128)
-    # Compute-bound: 106 million weights of the layers, a multiply-add each, for 8 x 128 tokens.
-    assert prefill == pytest.approx(2 * 106.2e6 * 1024 / 200e9, rel=0.05)
+    # Compute-bound: 106 million weights of the layers, a multiply-add each, for 8 x 128 tokens,
+    # but in the last layer for one of each prompt alone.
+    assert prefill == pytest.approx(2 * 106.2e6 * 1024 * 29 / 30 / 200e9, rel=0.03)
     step = step_seconds(rates, verifier, 8, 1, 160)
     assert cell_bound(rates, verifier, None, work) == pytest.approx(512 / (prefill + 63 * step))
+
+
+def test_a_prompt_without_logits_reads_no_head_and_computes_no_last_layer() -> None:
+    slow, quick = Rates("slow to compute", 1e15, 1e9), Rates("slow to read", 1e9, 1e15)
+    draft = ModelCost(2, 128, 2, 1, 64, 384, 4096, 4)
+    whole = step_seconds(slow, draft, 1, 128, 64, head_tokens=128)
+    layers = whole - 2 * draft.head_weights * 128 / 1e9
+    assert prefill_seconds(slow, draft, 1, 128, 0) == pytest.approx(layers / 2)
+    read = prefill_seconds(quick, draft, 1, 128) - prefill_seconds(quick, draft, 1, 128, 0)
+    assert read == pytest.approx(4 * 128 * 4096 / 1e9)
 
 
 def test_the_best_length_of_a_cell_is_0_where_drafts_are_never_accepted() -> None:
