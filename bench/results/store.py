@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,6 +94,12 @@ class ResultsFolder:
             if len(whole) != len(content):
                 os.truncate(cells, len(whole))
         return self.cells()
+
+    def keep(self, ids: Container[str]) -> None:
+        """Forget all cells but these."""
+        with _named(self.path):
+            lines = [msgspec.json.encode(cell) + b"\n" for cell in self.cells() if cell.id in ids]
+            _replace(self.path / CELLS, b"".join(lines))
 
     def add(self, cell: CellRecord, requests: Iterable[RequestRecord]) -> None:
         """A cell that is done, and its requests."""

@@ -84,6 +84,7 @@ class Sweep:
         Raises ResultsError if the folder cannot be read or written, and what ``open_pair`` raises.
         """
         self._cells = {cell.id: cell for cell in self._folder.resume()}
+        self._forget_unfinished_turns()
         self._progress.known(len(self._cells))
         pairs = [self._measure_pair(number) for number in range(len(self._run.pairs))]
         fewest = min(pairs, key=lambda pair: pair.blocks)
@@ -96,6 +97,26 @@ class Sweep:
         )
         self._folder.end(end)
         return end
+
+    def _forget_unfinished_turns(self) -> None:
+        """Candidates are compared within a block and load. Those that a run which was cut off had
+        measured are measured again with the others: another hour may be slower."""
+        run = self._run
+        turns: dict[tuple[int, int, int], list[str]] = {}
+        for number in range(len(run.pairs)):
+            for block in range(run.blocks + 1):
+                for place in places(run, number, block):
+                    turns.setdefault((number, block, place.load), []).append(place.id)
+        unfinished = {
+            each
+            for ids in turns.values()
+            if not all(each in self._cells for each in ids)
+            for each in ids
+            if each in self._cells
+        }
+        if unfinished:
+            self._cells = {key: cell for key, cell in self._cells.items() if key not in unfinished}
+            self._folder.keep(self._cells)
 
     def _measure_pair(self, number: int) -> _Pair:
         """All blocks of a pair. The time that is left is shared with the pairs to come."""

@@ -183,8 +183,9 @@ class Tiles:
 
 
 def tile_rows(longest: int, group_size: int) -> int:
-    """Query rows of a tile where no sequence has more than ``longest``."""
-    return max(1, min(longest, MAX_ROWS // group_size))
+    """Query rows of a tile where no sequence has more than ``longest``: a power of two or the most
+    that there may be, since a kernel is compiled for each."""
+    return max(1, min(1 << (longest - 1).bit_length(), MAX_ROWS // group_size))
 
 
 def count_splits(num_tiles: int, num_kv_heads: int, processors: int, keys: int) -> int:
