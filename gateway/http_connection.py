@@ -85,9 +85,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
-        if (
-            self.parser.get_method() == b"CONNECT"
-        ):  # the parser would call all that follows an offer
+        if self.parser.get_method() == b"CONNECT":
+            # The parser takes all that follows for another protocol, without an end.
             raise ValueError("this is no proxy")
         if self._is_offer():
             return
