@@ -335,10 +335,10 @@ def test_steps_of_a_real_pair_are_timed(tiny_resources: Resources) -> None:
     assert said == ["round 0 of 1", "round 1 of 1"]
     assert set(steps) == {"prefill", "verify", "prefill_draft", "draft"}
     assert steps["verify"].sequences == (1, 2)
-    for name, costs in steps.items():
+    for costs in steps.values():
         values = [value for points in costs.microseconds for row in points for value in row]
-        # A further draft is a difference of two times, which may be lost in noise.
-        assert min(values) > 0 or (name == "draft" and max(values) > 0 <= min(values))
+        # What choosing tokens takes is subtracted, which of so small a model may leave nothing.
+        assert max(values) > 0 <= min(values)
     base = read_cost_table(table_path(studies.BASE))
     table = dataclasses.replace(base, steps=steps)
     assert CostTable.from_dict(json.loads(table.to_json())) == table
