@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,44 @@ def test_after_a_rehearsal_nothing_has_to_be_tried(name: str, sequences: int) ->
     run = serve(controller, device, endless(sequences), constant(0.6), 60)
     assert controller.decisions.trials == 0
     assert regret(run, device, sequences, 0.6, 0) < 0.05  # acceptance is still to be learnt
+
+
+@pytest.mark.parametrize("sequences", [1, 8])
+@pytest.mark.parametrize("disturbed", ["many rows", "few rows"])
+def test_what_disturbed_a_rehearsal_is_found_out(sequences: int, disturbed: str) -> None:
+    """Another program ran while the cycles of many drafts were measured, or those of few."""
+    device, controller = DEVICES["memory-bound"], Goodput(LONGEST, sequences)
+    alpha = 0.75 if disturbed == "many rows" else 0.3
+    found = [
+        replace(times, verify_ns=2 * times.verify_ns)
+        if (times.rows > 2 * times.sequences) == (disturbed == "many rows")
+        else times
+        for times in device.rehearsal((1, 2, 4, 8, 16, 32), (0, 1, 2, 4, 8))
+    ]
+    controller.rehearsed(found)
+    run = serve(controller, device, endless(sequences), constant(alpha), 600)
+    assert regret(run, device, sequences, alpha, 300) < 0.02
+    assert 1 <= controller.decisions.explorations < 30
+
+
+def test_a_shorter_step_that_is_served_replaces_what_was_rehearsed() -> None:
+    costs = StepCosts()
+    costs.rehearsed({(1, 1): 1000, (1, 4): 3000}, 100)
+    for _ in range(30):
+        costs.add(1, 1, 100, 1000)
+    rows = np.array([1.0, 2.0, 4.0])
+    assert costs.estimate(1, rows, 100)[0][2] == pytest.approx(3000, rel=0.1)
+    least, sure = costs.least(1, rows, 100)
+    assert least == pytest.approx([950, 950, 950], rel=0.02)
+    assert sure.tolist() == [True, False, False]
+    costs.add(1, 4, 100, 1200)
+    assert costs.estimate(1, rows, 100)[0][2] == pytest.approx(1200, rel=0.1)
+    for _ in range(4):
+        costs.add(1, 4, 100, 1200)
+    assert costs.least(1, rows, 100)[1].tolist() == [True, False, True]
+    between = costs.estimate(1, rows, 100)[0][1]
+    assert between == pytest.approx(1200, rel=0.1), "fewer rows cost no more"
+    assert costs.estimate(1, np.array([1.0]), 100)[0][0] == pytest.approx(1000, rel=0.1)
 
 
 def test_costs_between_rehearsed_sizes_are_interpolated() -> None:

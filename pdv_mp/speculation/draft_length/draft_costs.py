@@ -123,6 +123,11 @@ class DraftCosts:
         line = self._nearest(sequences)
         return 0.0 if line is None else line.ns / line.steps
 
+    def is_known(self, sequences: int) -> bool:
+        """Whether drafts of this batch size were measured."""
+        line = self._lines.get(batch_bucket(sequences))
+        return line is not None and line.weight >= KNOWN
+
     def estimate(self, sequences: int, steps: npt.NDArray[np.int64]) -> tuple[Floats, bool]:
         """The times in ns of drafting ``steps`` [N] >= 1 tokens, and whether the batch size was
         measured. If not, times of another size that this one can hardly undercut."""

@@ -16,6 +16,10 @@ draft of one group runs beside the verification of another: see :meth:`Goodput._
   that, had it been taken, it would have saved :data:`PATIENCE` cycles: so no loss goes on for ever.
 - Lengths whose cost is not known are tried if they could pay under the most favourable cost that is
   possible; at first at most twice as long as those that are known, and one more.
+- What a measurement says that was disturbed is not believed for ever: a length of which few steps
+  were served of late, and which would be better than the present one if it cost as little as the
+  sure ones allow, is looked at for a cycle now and then. What looks are expected to lose is at most
+  :data:`LOOK_SHARE` of the time.
 - While the length is 0 there is no draft forward and no message, but for explorations.
 """
 
@@ -60,6 +64,14 @@ SETTLED_INTERVAL = 4
 """Cycles between two decisions while the batch stays what it is."""
 CATCH_UP_HORIZON = 64
 """Cycles over which the price of bringing the draft's cache up to date is spread."""
+LOOK_SHARE = 0.005
+"""Of the time, which looks may lose."""
+FIRST_LOOKS = 1.0
+"""Cycles that the first ones may lose."""
+MOST_LOOKS = 2.0
+"""Cycles for which what is not lost is kept."""
+LOOK_INTERVAL = 16
+"""Cycles after which it is asked again whether there is anything to look at."""
 OVERHEAD_RATE = 0.1
 MAX_RATIO = 2.0
 """An overhead of more than this times the usual one counts as that much."""
@@ -93,6 +105,9 @@ class Goodput:
         self._missed = 0.0
         self._passed = 0
         self._worth = 0.0
+        self._look_at: int | None = None
+        self._looks_left = FIRST_LOOKS
+        self._since_look = 0
 
     @property
     def length(self) -> int:
@@ -161,12 +176,16 @@ class Goodput:
             self._bucket = bucket
             self._decide(batch, allowed)
             self._since_decision = 0
-        lengths: Column = np.minimum(allowed, self._length)
+        looked_at, self._look_at = self._look_at, None
+        lengths: Column = np.minimum(allowed, self._length if looked_at is None else looked_at)
+        if looked_at is not None:
+            self.decisions.explorations += 1
         if lengths.any():
             self._exploration.reset()
-        elif self._exploration.is_due():
+        elif looked_at is None and self._exploration.is_due():
             return self._explore(batch, limits)
-        self.decisions.count(self._length if lengths.any() else 0)
+        decided = self._length if looked_at is None else looked_at
+        self.decisions.count(decided if lengths.any() else 0)
         return lengths
 
     def _worthwhile(self, slots: Column, limits: Column) -> Column:
@@ -179,7 +198,8 @@ class Goodput:
         longest = int(limits.max())
         at_each = (limits[:, None] > np.arange(longest)).sum(axis=0)
         rows = len(limits) + np.concatenate([[0], np.cumsum(at_each)]).astype(float)
-        times, known = self._times(batch, rows, int(at_each[0]))
+        before = self._before_ns(batch, longest, int(at_each[0]))
+        times, known = self._times(batch, rows, before, int(at_each[0]))
         present = min(self._length, longest)
         if self._is_trying or not known.any():
             # A length on trial is kept until its cost is known.
@@ -193,7 +213,8 @@ class Goodput:
         out_of_reach = ~known & (np.arange(longest + 1) > reach)
         out_of_reach[present] = False
         times[1:] /= 1 - CAUTION
-        goodput = np.where(out_of_reach, 0.0, self._tokens(batch, limits, longest) / times)
+        tokens = self._tokens(batch, limits, longest)
+        goodput = np.where(out_of_reach, 0.0, tokens / times)
         best = int(goodput.argmax())
         self._set_worth(times, rows, known, len(limits))
         if best == 0:
@@ -204,18 +225,49 @@ class Goodput:
         gain = float(goodput[best] / goodput[present]) - 1 if goodput[present] else math.inf
         if best == present:
             self._is_trying, self._missed = False, 0.0
+            self._consider_a_look(batch, rows, before, tokens, times)
             return
         was_trying, self._is_trying = self._is_trying, False
         self._missed += max(0.0, gain) * max(1, self._since_decision)
         is_other_batch = abs(self._bucket - self._bucket_of_change) >= BATCHES_PER_OCTAVE
         rests = self._since_change < DWELL and known[best] and not (was_trying or is_other_batch)
         if rests or (gain <= GAIN and self._missed < PATIENCE):
+            self._consider_a_look(batch, rows, before, tokens, times)
             return
         self._is_trying = not bool(known[best])
         self.decisions.trials += self._is_trying
         self.decisions.switches += best != self._length
         self._length, self._since_change, self._missed = best, 0, 0.0
         self._bucket_of_change = self._bucket
+
+    def _consider_a_look(
+        self, batch: DecodeBatch, rows: Floats, before: Floats, tokens: Floats, times: Floats
+    ) -> None:
+        """Choose a length for the next cycle alone if it could be better than the present one.
+
+        ``before``, ``tokens``, ``times`` [K + 1]: what a cycle of each length takes before it is
+        verified, emits, and takes, as far as that is known.
+        """
+        self._since_look += self._since_decision
+        gained = LOOK_SHARE * self._since_decision
+        self._looks_left = min(MOST_LOOKS, self._looks_left + gained)
+        if self._since_look < LOOK_INTERVAL or self._looks_left <= 0 or len(rows) <= self._length:
+            return
+        self._since_look = 0
+        least, sure = self._verify.least(len(batch.slots), rows, int(batch.contexts.sum()))
+        here = float(tokens[self._length] / times[self._length])
+        hoped = np.where(sure, 0.0, tokens / np.maximum(1.0, self._cycle_ns(before, least)))
+        hoped[self._length] = 0.0
+        if not sure[self._length] or hoped.max() <= (1 + GAIN) * here:
+            return
+        length = int(hoped.argmax())
+        loss = float(times[length] * here - tokens[length]) / float(tokens[self._length])
+        if not self._length and not self._looks_up:
+            missed = float(batch.gaps[batch.limits > 0].sum())
+            loss += missed * self._draft.fed_ns(len(batch.slots)) / float(times[0])
+        if loss <= self._looks_left:
+            self._looks_left -= max(0.0, loss)
+            self._look_at = length
 
     def _set_worth(
         self, times: Floats, rows: Floats, known: npt.NDArray[np.bool_], sequences: int
@@ -238,25 +290,27 @@ class Goodput:
         tokens: Floats = len(limits) + np.concatenate([[0.0], np.cumsum(kept)])
         return tokens
 
-    def _times(
-        self, batch: DecodeBatch, rows: Floats, drafting: int
-    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """What cycles of 0 .. K drafts take, in ns, and whether that is measured: [K + 1]."""
-        sequences, context = len(batch.slots), int(batch.contexts.sum())
-        verify_ns, known = self._verify.estimate(sequences, rows, context)
+    def _before_ns(self, batch: DecodeBatch, longest: int, drafting: int) -> Floats:
+        """What cycles of 0 .. K drafts take until their verification begins, in ns: [K + 1]."""
         if self._looks_up:
-            before = np.full(len(rows), self._overhead_ns[0])
-            return np.maximum(1.0, before + verify_ns), known
-        steps = np.arange(1, len(rows))
-        draft_ns, draft_known = self._draft.estimate(drafting, steps)
-        if not draft_known:
-            known[1:] = False
-        before = np.zeros(len(rows))
+            return np.full(longest + 1, self._overhead_ns[0])
+        draft_ns, _ = self._draft.estimate(drafting, np.arange(1, longest + 1))
+        before = np.zeros(longest + 1)
         before[1:] = draft_ns + self._overhead_ns[1]
         before[0] = self._overhead_ns[0]
         if not self._length:
             catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
             before[1:] += catch_up / CATCH_UP_HORIZON
+        return before
+
+    def _times(
+        self, batch: DecodeBatch, rows: Floats, before: Floats, drafting: int
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """What cycles of 0 .. K drafts take, in ns, and whether that is measured: [K + 1]."""
+        context = int(batch.contexts.sum())
+        verify_ns, known = self._verify.estimate(len(batch.slots), rows, context)
+        if not self._looks_up and not self._draft.is_known(drafting):
+            known[1:] = False
         return np.maximum(1.0, self._cycle_ns(before, verify_ns)), known
 
     def _cycle_ns(self, before: Floats, verify_ns: Floats) -> Floats:

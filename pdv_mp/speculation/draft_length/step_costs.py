@@ -9,12 +9,17 @@ both read the weights once. So a length that could pay is tried, and one that ca
 A machine that slows down slows all its steps: a factor common to all cells follows within some
 steps, so that the cell in use does not look dear beside those that were measured before. What stays
 goes over into the cell in use, slowly.
+
+Whatever disturbs a measurement makes it longer. So what a cell has from a rehearsal, which a moment
+of other load can have spoilt, gives way to the first shorter step of it that is served, and
+:meth:`StepCosts.least` says how little a step could cost if only cells in which many were served
+are believed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +38,10 @@ MAX_STEPS = 20
 """Steps of a cell that count; older ones are forgotten."""
 STALE_CYCLES = 1000
 """Steps after which a cell that was not used is half as sure of itself."""
+SURE = 2
+"""Steps served, the last of them within :data:`STALE_CYCLES`, from which on a cell is sure."""
+FOLLOWED = 16
+"""Steps after which the drift is that of the hour, so that the rest is a cell's own."""
 LEAST_EVIDENCE = 0.5
 """Steps as which one that was measured counts at least, however long ago that was."""
 DRIFT_RATE = 0.15
@@ -53,13 +62,17 @@ DOUBT = 1.5
 
 @dataclass(slots=True)
 class _Cell:
-    """``log_ns``: of the time, without the drift. ``rows``, ``context``: means of its steps."""
+    """``log_ns``: of the time, without the drift. ``rows``, ``context``: means of its steps.
+    ``rehearsed``: whether it had a time before its first step. ``served``: its steps, or if it was
+    rehearsed those since the drift is that of the hour."""
 
     log_ns: float
     rows: float
     context: float
     steps: int
     last: int
+    served: int
+    rehearsed: bool
 
 
 class StepCosts:
@@ -84,10 +97,12 @@ class StepCosts:
         key = _key(sequences, rows, context)
         cell = self._cells.get(key)
         if cell is None:
-            self._cells[key] = _Cell(log_ns, rows, context, 1, self._steps)
+            self._cells[key] = _Cell(log_ns, rows, context, 1, self._steps, 1, False)
             return
         surprise = log_ns - cell.log_ns - ELASTICITY * math.log(rows / cell.rows)
-        cell.steps = min(MAX_STEPS, cell.steps + 1)
+        remembered = min(cell.steps, max(KNOWN, round(self._evidence(cell))))
+        cell.steps = min(MAX_STEPS, remembered + 1)
+        cell.served += not cell.rehearsed or self._steps > FOLLOWED
         cell.last = self._steps
         rate = 1 / cell.steps
         cell.rows += rate * (rows - cell.rows)
@@ -95,6 +110,9 @@ class StepCosts:
         if cell.steps <= KNOWN:
             # The first step of a shape may have prepared what all others use.
             cell.log_ns = min(cell.log_ns, log_ns)
+            return
+        if cell.rehearsed and 0 < cell.served <= KNOWN and surprise < 0:
+            cell.log_ns += surprise
             return
         surprise = max(-MAX_SURPRISE, min(MAX_SURPRISE, surprise))
         self._noise += NOISE_RATE * (abs(surprise) - self._noise)
@@ -122,7 +140,16 @@ class StepCosts:
                 log_ns = float(np.interp(math.log(width), log_widths, at_batch))
                 key = bucket, half_rows, context_bucket(context)
                 self._cells.setdefault(
-                    key, _Cell(log_ns, sequences * width, sequences * context, KNOWN, self._steps)
+                    key,
+                    _Cell(
+                        log_ns,
+                        sequences * width,
+                        sequences * context,
+                        KNOWN,
+                        self._steps,
+                        served=0,
+                        rehearsed=True,
+                    ),
                 )
 
     def estimate(
@@ -130,31 +157,58 @@ class StepCosts:
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """The times in ns of steps with ``rows`` [N], ascending, and whether they are measured.
 
-        Of one that is not, the most that it is known to cost at least; 0 if nothing is known.
+        Of one that is not, the most that it is known to cost at least; 0 if nothing is known. None
+        that was not served costs more than one with more rows that was.
         """
         times = np.zeros(len(rows))
         known = np.zeros(len(rows), np.bool_)
         bounds = self._bounds(rows, context)
-        for index, count in enumerate(rows.tolist()):
+        ceiling = math.inf
+        for index in reversed(range(len(rows))):
+            count = float(rows[index])
             cell = self._cells.get(_key(sequences, count, context))
             if cell is None or cell.steps < KNOWN:
-                times[index] = bounds[index]
+                times[index] = min(ceiling, float(bounds[index]))
                 continue
             scaled = cell.log_ns + ELASTICITY * math.log(count / cell.rows) + self._drift
             times[index] = math.exp(scaled - self._doubt(cell))
             known[index] = True
+            if cell.served:
+                ceiling = min(ceiling, float(times[index]))
+            else:
+                times[index] = min(ceiling, float(times[index]))
         return np.maximum.accumulate(times), known
+
+    def least(
+        self, sequences: int, rows: Floats, context: int
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """How little steps with ``rows`` [N], ascending, could cost, in ns, and whether that is
+        sure: what was only rehearsed, or was served long ago, says nothing here."""
+        at = [self._cells.get(_key(sequences, count, context)) for count in rows.tolist()]
+        sure = np.array([cell is not None and self._is_sure(cell) for cell in at])
+        cells = [cell for cell in self._cells.values() if self._is_sure(cell)]
+        return self._at_least(rows, context, _columns(cells)), sure
+
+    def _evidence(self, cell: _Cell) -> float:
+        """The steps of a cell, less what was forgotten of them."""
+        return cell.steps * float(0.5 ** ((self._steps - cell.last) / STALE_CYCLES))
+
+    def _is_sure(self, cell: _Cell) -> bool:
+        return cell.served >= SURE and self._steps - cell.last <= STALE_CYCLES
 
     def _doubt(self, cell: _Cell) -> float:
         """How far below its mean the true cost may well be, as a logarithm."""
-        age = (self._steps - cell.last) / STALE_CYCLES
-        evidence = max(LEAST_EVIDENCE, cell.steps * 0.5**age)
+        evidence = max(LEAST_EVIDENCE, self._evidence(cell))
         return DOUBT * max(MIN_NOISE, self._noise) / math.sqrt(evidence)
 
     def _bounds(self, rows: Floats, context: int) -> Floats:
         if self._steps >= self._gathered_at + GATHER_INTERVAL or not self._gathered.size:
             self._gather()
-        logs, its_rows, contexts = self._gathered
+        return self._at_least(rows, context, self._gathered)
+
+    def _at_least(self, rows: Floats, context: int, columns: Floats) -> Floats:
+        """What is known of steps with ``rows`` [N] from cells, as :func:`_columns` has them."""
+        logs, its_rows, contexts = columns
         if not len(logs):
             return np.zeros(len(rows))
         smaller = np.minimum(1.0, rows[:, None] / its_rows)
@@ -163,11 +217,16 @@ class StepCosts:
         return bounds
 
     def _gather(self) -> None:
-        """Make columns of the measured cells: logarithms of times, rows, contexts."""
-        cells = [cell for cell in self._cells.values() if cell.steps >= KNOWN]
-        found = [(cell.log_ns, cell.rows, max(1.0, cell.context)) for cell in cells]
-        self._gathered = np.array(found, float).reshape(-1, 3).T
+        """Make columns of the measured cells."""
+        self._gathered = _columns([cell for cell in self._cells.values() if cell.steps >= KNOWN])
         self._gathered_at = self._steps
+
+
+def _columns(cells: Sequence[_Cell]) -> Floats:
+    """Logarithms of times, rows, contexts: [3, N]."""
+    found = [(cell.log_ns, cell.rows, max(1.0, cell.context)) for cell in cells]
+    columns: Floats = np.array(found, float).reshape(-1, 3).T
+    return columns
 
 
 def batch_bucket(sequences: int) -> int:
