@@ -356,10 +356,13 @@ class Worker:
             return run()
 
     def _most_urgent(self) -> Callable[[], bool] | None:
+        prompts = self._has_prompts and (self._prefill_turn or not self.scheduler.has_cycle)
+        if prompts and len(self._groups) > 1:  # of several, some may be complete at any time
+            return self._run_prefill
         complete = next((group for group in self._groups if group.is_complete), None)
         if complete is not None:
             return partial(self._run_verify, complete)
-        if self._has_prompts and (self._prefill_turn or not self.scheduler.has_cycle):
+        if prompts:
             return self._run_prefill
         for group in self._groups:
             if not group.is_busy and self.scheduler.has_cycle_of(group.index):
@@ -510,8 +513,9 @@ class Worker:
             self.scheduler.check()
         if self.scheduler.has_cycle_of(group.index):
             drafting = self._who_drafts()
-            if drafting is Drafting.IN_LANE:
-                # Its order goes out before anything else, since the next token waits for it.
+            if drafting is Drafting.IN_LANE and proposal.lengths.any():
+                # Its order goes out before anything else, since the next token waits for it. A
+                # cycle without drafts has none, and would come before prompts and other groups.
                 self._start_cycle(group, verifies=False)
             elif drafting is Drafting.HERE:
                 self.handoffs.handed("verify>draft", now)

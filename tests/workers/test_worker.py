@@ -241,3 +241,26 @@ def test_info_is_plain_data(tiny_pair: TinyPair) -> None:
     assert info["counters"]["generated_tokens"] == 6
     assert info["pools"]["blocks_in_use"] == 0
     assert {batch["stage"] for batch in info["batches"]} == {"prefill", "draft", "verify"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "groups"), [(("prefill", "draft"), 2), (("draft",), 1), (("draft",), 2)]
+)
+def test_those_that_do_not_draft_keep_nobody_waiting(
+    stages: tuple[str, ...], groups: int, tiny_pair: TinyPair, rng: np.random.Generator
+) -> None:
+    """Their cycles need nobody else, so that the next could follow at once, again and again."""
+    options = {"groups": groups, "max_model_len": 128}
+    split = make_split(tiny_pair.verifier, tiny_pair.draft, stages, rng, 0.0, **options)
+    results = {0: Result(), 1: Result()}
+    for key, prompt in enumerate(prompts(2, 8)):
+        request = Request(prompt, max_tokens=100, speculate=False)
+        split.scheduler.submit(open_message(key, request))
+        while len(results[key].ids) < 5:
+            split.step()
+            collect(split, results)
+            assert not results[0].terminals, "the second waited until the first had ended"
+    split.close([0, 1])
+    while any(not result.terminals for result in results.values()):
+        split.step()
+        collect(split, results)
