@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pdv_mp.config import ConfigError
+from pdv_mp.memory.device_array import DeviceArray
 
 HANDLE_BYTES = 64
 _GRANULE = 2 << 20  # smaller allocations may lie in one that others share
@@ -162,11 +163,11 @@ class CudaBuffer:
 
     def tensor(self) -> torch.Tensor:
         """The buffer as uint8 [nbytes] on the device; not to be used after :meth:`close`."""
-        return self._view(0, self.nbytes, "|u1")
+        return self._view(0, self.nbytes, torch.uint8)
 
     def words(self) -> torch.Tensor:
         """The words behind the buffer as int64 [words] on the device."""
-        return self._view(_whole(self.nbytes, _ALIGNMENT), self._words, "<i8")
+        return self._view(_whole(self.nbytes, _ALIGNMENT), self._words, torch.int64)
 
     def close(self) -> None:
         """Free the memory if it was made here, else unmap it."""
@@ -175,25 +176,10 @@ class CudaBuffer:
             self._runtime.call(name, ctypes.c_void_p(self._address))
             self._address = 0
 
-    def _view(self, offset: int, count: int, kind: str) -> torch.Tensor:
+    def _view(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
         if not self._address:
             raise ValueError("the buffer is closed")
-        return torch.as_tensor(
-            _DeviceArray(self._address + offset, count, kind), device=self._device
-        )
-
-
-class _DeviceArray:
-    """Memory of a GPU in the form in which torch takes it over without a copy."""
-
-    def __init__(self, address: int, count: int, kind: str) -> None:
-        self.__cuda_array_interface__ = {
-            "version": 2,
-            "typestr": kind,
-            "shape": (count,),
-            "data": (address, False),
-            "strides": None,
-        }
+        return DeviceArray(self._address + offset, (count,), dtype).tensor(self._device)
 
 
 def gpu_uuid(device: torch.device) -> str:
