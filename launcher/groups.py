@@ -38,16 +38,15 @@ class RestartGroups:
     def notices(self, name: str) -> Iterator[tuple[str, str]]:
         """When ``name`` dies: pairs of a process that is told, and of the one it is told about.
 
-        The front hears of every scheduler that goes, or of the one other process; the scheduler of
-        a replica hears of its workers.
+        The front hears of it, and of every scheduler that goes with it; the scheduler of a replica
+        hears of its workers.
         """
-        if name in BESIDE:
-            return
-        fallen = self.falls_with(name)
-        schedulers = [other for other in self._topology.scheduler_names if other in fallen]
-        for scheduler in schedulers:
-            yield FRONT, scheduler
-        if not schedulers:
-            yield FRONT, name
-        if not schedulers and name not in self._topology.tokenizer_names:
-            yield self._topology.scheduler_names[self._topology.place(name)[1]], name
+        yield FRONT, name
+        fallen = self.falls_with(name)[1:]
+        for scheduler in self._topology.scheduler_names:
+            if scheduler in fallen:
+                yield FRONT, scheduler
+        if name in self._topology.worker_names:
+            worker, replica = self._topology.place(name)
+            if not worker.schedules:
+                yield self._topology.scheduler_names[replica], name

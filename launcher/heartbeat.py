@@ -37,7 +37,8 @@ class _Signs:
 
 
 class Heartbeat:
-    """Who has owed a sign of life for ``timeout`` seconds, seen at most one look later.
+    """Who has fallen silent: named within ``timeout`` seconds, and not before three quarters of
+    them, since only looks tell when a process last computed.
 
     A process is known by its id, so a successor starts with a clean slate. With a timeout of 0
     nobody is looked at. The caller brings the clock, and asks all processes at each look.

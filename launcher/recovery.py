@@ -84,7 +84,8 @@ class Recovery:
             generations[member] += 1
         # At once, so that nobody waits for anything from the dead.
         for receiver, subject in self._groups.notices(name):
-            notice = Restarting(subject, generations[subject], budget.left)
+            cause = "" if subject == name else name
+            notice = Restarting(subject, generations[subject], budget.left, cause)
             self._processes.send(self._processes[receiver], notice)
         self._replace(fallen, now, now + delay)
 

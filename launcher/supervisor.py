@@ -69,6 +69,15 @@ class ReadyReport:
     pids: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """A process that was killed for its silence: what to say of it, and until when it should have
+    ended."""
+
+    what: str
+    deadline: float
+
+
 class Supervisor:
     """Runs the processes of a topology until they have ended; use :meth:`run` once, in the main
     thread.
@@ -107,6 +116,7 @@ class Supervisor:
         self._facts: dict[str, dict[str, Any]] = {}
         self._groups = RestartGroups(topology)
         self._heartbeat = Heartbeat(self._timeouts.answer)
+        self._hung: dict[int, Hung] = {}
         names = (*topology.process_names, *beside)
         self._processes = Processes(run_dir, names, specify, report)
         self._ending = Ending(self._processes, self._timeouts, say=self._say, give_up=self._give_up)
@@ -245,20 +255,29 @@ class Supervisor:
         return self._ending.phase in (Phase.SERVING, Phase.DRAINING)
 
     def _check_answers(self) -> None:
-        """Asks all that are ready for a sign of life, and kills those that gave none."""
+        """Asks all that are ready for a sign of life, and kills those that gave none.
+
+        They are dead when they have been reaped, and not before: what they computed on a GPU may
+        still write to memory that others would be given then.
+        """
         now = time.monotonic()
         if now < self._heartbeat.deadline:
             return
         asked = {c.pid: c for c in self._processes if c.ready and c.alive and not c.killed}
         hung = self._heartbeat.look(asked, now)
+        falling: set[str] = set()
         for child in self._weightiest_first(asked[pid] for pid in hung):
-            if not child.killed and self._expects_answers:  # else it fell with the one before
+            if child.name not in falling:
                 child.kill()
-                seconds = f"{hung[child.pid]:g} s"
-                self._died(child, f"{child.name} did not answer for {seconds} and was killed", "")
+                falling.update(self._groups.falls_with(child.name))
+                what = f"{child.name} did not answer for {hung[child.pid]:g} s and was killed"
+                self._hung[child.pid] = Hung(what, now + self._timeouts.reap)
         for child in asked.values():
             if not child.killed:
                 self._processes.send(child, Ping())
+        for child in [child for child in self._processes if child.pid in self._hung]:
+            if now >= self._hung[child.pid].deadline:
+                self._died(child, self._hung.pop(child.pid).what, "")
 
     def _reap(self) -> None:
         """Deals with the children that have ended."""
@@ -273,6 +292,7 @@ class Supervisor:
     def _child_ended(self, child: Child) -> None:
         self._receive()  # what it said before it ended explains why
         self._processes.forward_output(child)
+        hung = self._hung.pop(child.pid, None)
         what = f"{child.name} {child.describe_exit()}"
         tail = "".join(f"\n  {line}" for line in child.tail)
         ending = f"; the last that it wrote:{tail}" if tail else ""
@@ -283,6 +303,8 @@ class Supervisor:
         elif self._recovery.expects_end_of(child):
             if not child.killed:
                 self._say(f"{what}, too{ending}")
+        elif hung is not None:
+            self._died(child, hung.what, "")
         else:
             if not child.ready:
                 what += " before it was ready"

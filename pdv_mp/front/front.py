@@ -286,7 +286,7 @@ class Front:
     def _restart(self, order: control_wire.Restarting) -> None:
         """A process died. If it held a scheduler: take what it had still sent, and wait for the
         next on a new socket. Nothing that it sent can arrive after that."""
-        self._reporter.died(order.name)
+        self._reporter.died(order.name, order.cause)
         for replica in self._replicas:
             if replica.name == order.name:
                 self._restart_replica(replica, order)

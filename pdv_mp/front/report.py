@@ -24,6 +24,7 @@ from pdv_mp.front.service import Service
 from pdv_mp.front.sums import Departed, merged
 from pdv_mp.front.tokenizers import Tokenizer
 from pdv_mp.topology import FRONT, topology_of
+from pdv_mp.topology_rows import GATEWAY, METRICS
 from pdv_mp.workers.handoffs import Handoffs
 from pdv_mp.workers.handoffs import report as handoff_report
 
@@ -46,7 +47,9 @@ class Reporter:
         self._tokenizers = tokenizers
         self._facts = together(replicas)
         row = topology_of(config)
-        self._roster = Roster(row, replicas)
+        wanted = {GATEWAY: config.http.http_port, METRICS: config.server.metrics_port}
+        beside = [name for name, port in wanted.items() if port is not None]
+        self._roster = Roster(row, replicas, beside)
         self._others = OtherProcesses()
         for tokenizer in tokenizers:
             self.seen(tokenizer.facts["processes"])
@@ -59,9 +62,9 @@ class Reporter:
         """Where the launcher's report will be, which names the processes that are clients."""
         self._others.read_from(ready_file)
 
-    def died(self, name: str) -> None:
-        """The process ``name`` died and is being started again."""
-        self._roster.died(name)
+    def died(self, name: str, cause: str) -> None:
+        """The process ``name`` died, or fell with another, and is being started again."""
+        self._roster.died(name, cause)
 
     def heard(self, replica: Replica, answer: dict[str, Any]) -> None:
         """A scheduler says what it has counted."""

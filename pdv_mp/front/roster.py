@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pdv_mp.front.replicas import Replica
 from pdv_mp.topology import POOLS, Topology
+from pdv_mp.topology_rows import FRONT
 
 
 class Roster:
@@ -16,12 +17,16 @@ class Roster:
     their start, and whenever they are asked.
     """
 
-    def __init__(self, topology: Topology, replicas: Sequence[Replica]) -> None:
+    def __init__(
+        self, topology: Topology, replicas: Sequence[Replica], beside: Collection[str] = ()
+    ) -> None:
+        """``beside``: the processes besides the topology's, of which only deaths are known."""
         self._topology = topology
+        self._beside = beside
         self.processes: dict[str, int] = {}
         self._away: dict[str, int | None] = {}
-        workers = (*topology.worker_names, *topology.tokenizer_names)
-        self.restarts_of: Counter[str] = Counter(dict.fromkeys(workers, 0))
+        replaced = [name for name in topology.process_names if name != FRONT]
+        self.restarts_of: Counter[str] = Counter(dict.fromkeys([*replaced, *beside], 0))
         for replica in replicas:
             self.processes.update(replica.facts.get("processes", {}))
 
@@ -35,9 +40,13 @@ class Roster:
         """Names of the processes that are being replaced."""
         return sorted(self._away)
 
-    def died(self, name: str) -> None:
-        """A process died, and with one that holds a scheduler all workers of its replica."""
-        self.restarts_of[name] += 1
+    def died(self, name: str, cause: str = "") -> None:
+        """A process died, and with one that holds a scheduler all workers of its replica. Where
+        the death of another was the ``cause``, that one's counts."""
+        if not cause:
+            self.restarts_of[name] += 1
+        if name in self._beside:
+            return
         for gone in self._gone_with(name):
             pid = self.processes.pop(gone, None)
             self._away.setdefault(gone, pid)

@@ -376,7 +376,8 @@ OURS: tuple[Metric, ...] = (
     Metric(
         "pdv_process_up",
         "gauge",
-        "1 for a process that is there, 0 for one that is being replaced.",
+        "1 for a process that is there, 0 for one that is being replaced; 1 for gateway and "
+        "metrics.",
         reading.up,
         ("process",),
     ),

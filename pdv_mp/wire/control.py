@@ -88,16 +88,18 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Restarting:
-    """Supervisor: worker ``name`` is gone and comes back as ``generation``; keep what it had.
+    """Supervisor: process ``name`` is gone and comes back as ``generation``; keep what it had.
 
-    A worker with a scheduler: the front is told, also when it is killed with the pools process. Any
-    other worker: the front and the worker with the scheduler of its replica are told.
-    ``restarts_left``: how many more such deaths the server will outlive.
+    The front is told of each, and of a worker with a scheduler also when that is killed with the
+    pools process; of a worker without one, that with the scheduler of its replica is told as well.
+    ``restarts_left``: how many more such deaths the server will outlive. ``cause``: the process
+    whose death took this one along, empty for its own death.
     """
 
     name: str
     generation: int
     restarts_left: int
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,7 @@ def test_deaths_and_the_end(start_server: Start) -> None:
             assert status(rest(waiting)) == 200
         os.kill(worker, signal.SIGCONT)
         assert len(stream.result().ids) == 480
+        assert client.info()["restarts"] == {"worker-0": 0, "gateway": 1}
     connection = open_stream(url)
     os.kill(worker, signal.SIGKILL)
     with connection:

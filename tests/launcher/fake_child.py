@@ -66,6 +66,7 @@ def main(name: str, run_dir: Path, parent_pid: int, behaviour: str, generations:
             about = ""
             if isinstance(message, Restarting):
                 about = f" {message.name} {message.generation} {message.restarts_left}"
+                about += f" {message.cause}" if message.cause else ""
             print(f"told to {type(message).__name__}{about}", flush=True)
             if isinstance(message, Stop):
                 control.finish(Bye(name))

@@ -38,8 +38,14 @@ def test_what_starts_anew_with_a_process(row: Topology, name: str, fallen: tuple
         (TWICE, "draft-1", [("front", "draft-1"), ("verify-1", "draft-1")]),
         (TWICE, "verify-0", [("front", "verify-0")]),
         (TWICE, "tokenizer-1", [("front", "tokenizer-1")]),
-        (TWICE, "pools", [("front", "verify-0"), ("front", "verify-1")]),
-        (BASELINE, "pools", [("front", f"worker-{replica}") for replica in range(4)]),
+        (TWICE, "pools", [("front", name) for name in ("pools", "verify-0", "verify-1")]),
+        (
+            BASELINE,
+            "pools",
+            [("front", name) for name in ("pools", *(f"worker-{number}" for number in range(4)))],
+        ),
+        (UNIFIED, "gateway", [("front", "gateway")]),
+        (UNIFIED, "metrics", [("front", "metrics")]),
     ],
 )
 def test_who_is_told_of_whom(row: Topology, name: str, notices: list[tuple[str, str]]) -> None:

@@ -107,7 +107,7 @@ def test_with_the_pools_all_but_the_front_start_anew(serve: Any) -> None:
     second = server.wait_restarts(5)
     assert renewed(first, second) == set(first["pids"]) - {"front"}
     lines = finish(server)
-    assert told(lines, "front") == ["decode-0 1 9", "decode-1 1 9"]
+    assert told(lines, "front") == ["pools 1 9", "decode-0 1 9 pools", "decode-1 1 9 pools"]
 
 
 @pytest.mark.parametrize(
