@@ -22,6 +22,7 @@ import click
 from gateway.keys import read_api_key
 from gateway.listening import NEEDED, listen, url_of
 from launcher.entry import run_command
+from launcher.ranges import FiniteRange
 from pdv_mp.binding import is_loopback, resolve_host
 from pdv_mp.config import ConfigError, HttpOptions, ServerOptions
 from pdv_mp.token_file import read_token, token_path
@@ -74,28 +75,28 @@ _HTTP = HttpOptions()
 )
 @click.option(
     "--body-timeout",
-    type=click.FloatRange(0.1),
+    type=FiniteRange(0.1),
     default=_HTTP.http_body_timeout,
     show_default=True,
     help="seconds in which a body must arrive",
 )
 @click.option(
     "--header-timeout",
-    type=click.FloatRange(0.1),
+    type=FiniteRange(0.1),
     default=20.0,
     show_default=True,
     help="seconds in which the headers of a request must arrive",
 )
 @click.option(
     "--write-timeout",
-    type=click.FloatRange(0.1),
+    type=FiniteRange(0.1),
     default=60.0,
     show_default=True,
     help="seconds after which a client that reads nothing is disconnected",
 )
 @click.option(
     "--shutdown-timeout",
-    type=click.FloatRange(0.0),
+    type=FiniteRange(0.0),
     default=ServerOptions().shutdown_timeout,
     show_default=True,
     help="seconds that open requests have to finish at the end",

@@ -98,7 +98,11 @@ def _checked_server(server: ServerOptions) -> ServerOptions:
 def check_port(host: str, port: int, prefix: str = "") -> None:
     """Raises ConfigError if the IP address and port cannot be listened on. ``prefix``: what the
     names of their options begin with."""
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    no_address = f"--{prefix}host {host} is not an address of this machine"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(no_address) from error
     try:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,7 +115,7 @@ def check_port(host: str, port: int, prefix: str = "") -> None:
                 f"--{prefix}host {host} is refused: this machine has no IPv6"
             ) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            raise ConfigError(f"--{prefix}host {host} is not an address of this machine") from error
+            raise ConfigError(no_address) from error
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
             f"--{prefix}port {port} cannot be used on {host}: {reason}; choose another, or 0 for "
@@ -139,6 +143,25 @@ def served(row: Topology, model: ModelOptions) -> Topology:
         return row
     workers = tuple(worker for worker in row.workers if worker.stages != ("draft",))
     return dataclasses.replace(row, workers=workers)
+
+
+def has_draft_model(options: ModelOptions) -> bool:
+    """Whether a draft model is served: the shipped one comes with the shipped verifier alone."""
+    if options.draft_model is None:
+        return options.model is None
+    return options.draft_model != NO_DRAFT
+
+
+def as_described(config: EngineConfig, row: Topology) -> Topology:
+    """The row as it would be served, as far as options say so, which no model is read for.
+
+    Raises ConfigError for options that contradict each other.
+    """
+    model = folded(config).model
+    if not has_draft_model(model):
+        row = served(row, dataclasses.replace(model, draft_model=None))
+    cores = usable_cores() if config.handoff.exclusive_device else None
+    return with_threads(row, model.threads or cores)
 
 
 def with_threads(row: Topology, given: int | None) -> Topology:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from launcher.entry import run_command
+from launcher.ranges import FiniteRange
 from pdv_mp.client.client import (
     DEFAULT_ENDPOINT,
     Client,
@@ -71,7 +72,7 @@ CANCEL_SECONDS = 1.0
 @click.option("--verbose", is_flag=True, help="print a summary to standard error")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1.0),
+    type=FiniteRange(min=1.0),
     default=DEFAULT_TIMEOUT,
     show_default=True,
     help="seconds without any sign of the server after which to give up; one that was never "

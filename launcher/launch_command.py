@@ -121,6 +121,8 @@ def _checked_launch(
             f"topology {asked.name!r} is served without its draft process: n-gram drafts are "
             "looked up by the process that verifies"
         )
+    for warning in values.without_drafts(config):
+        say(f"warning: {warning}")
     server = config.server
     if server.token_file is None and not is_loopback(server.host):
         say(f"warning: --insecure: whoever can reach {server.host} may use this server")
@@ -132,10 +134,9 @@ def _checked_launch(
 
 
 def _described(config: EngineConfig, name: str) -> str:
-    from launcher.checks import with_threads
+    from launcher.checks import as_described
 
-    row = topology(name) if name else topology_of(config)
-    return draw(with_threads(row, config.model.threads))
+    return draw(as_described(config, topology(name) if name else topology_of(config)))
 
 
 def make_command() -> click.Command:
@@ -238,9 +239,16 @@ def serve(
             say(str(error))
             return EXIT_RUNTIME
         finally:
-            if ready_file is not None:
-                ready_file.unlink(missing_ok=True)
             run_directory.remove()
+            if ready_file is not None:
+                _remove(ready_file)
+
+
+def _remove(ready_file: Path) -> None:
+    try:
+        ready_file.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"--ready-file {ready_file} could not be removed: {error.strerror or error}")
 
 
 def _with_trace(config: EngineConfig, run_dir: Path, code: int) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from launcher.options import Setting, settings
+import click
+
+from launcher import topology_file
+from launcher.launch_command import make_command
+from launcher.options import Setting, SettingOption, settings
 
 _HEAD = """# Options of pdv-launch
 
@@ -24,7 +28,24 @@ def option_table() -> str:
         parts.append("\n| --- | --- | --- | --- |")
         parts += [_row(setting) for setting in members]
         parts.append("\n")
+    parts.append("\n## On the command line only\n\n| option | meaning |\n| --- | --- |")
+    parts += [_command_row(option) for option in make_command().params if _is_own(option)]
+    parts.append(f"\n\n## A topology of one's own\n\n{topology_file.__doc__}")
     return "".join(parts)
+
+
+def _is_own(option: click.Parameter) -> bool:
+    """Whether it is shown by the command, but is no setting."""
+    is_setting = isinstance(option, SettingOption)
+    return isinstance(option, click.Option) and not is_setting and not option.hidden
+
+
+def _command_row(option: click.Parameter) -> str:
+    """Raises TypeError for what is no option."""
+    if not isinstance(option, click.Option):
+        raise TypeError(f"{option.name} is no option")
+    value = f" {option.metavar}" if option.metavar else ""
+    return f"\n| `{option.opts[0]}{value}` | {option.help} |"
 
 
 def _row(setting: Setting) -> str:

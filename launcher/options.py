@@ -27,7 +27,8 @@ from pdv_mp.config import (
     option_groups,
     option_info,
 )
-from pdv_mp.topology import ROWS
+from pdv_mp.speculative_config import ngram_of
+from pdv_mp.topology import ROWS, topology_of
 
 ENVIRONMENT_PREFIX = "PDV_"
 ENVIRONMENT_CONFIG = "PDV_CONFIG"
@@ -246,9 +247,13 @@ class Values:
             if setting.group != group:
                 group = setting.group
                 lines.append((f"{group}:", ""))
+            printed = self._printed(setting.name)
+            # Other styles put a line break where one is, which ends a value here.
+            breaks = isinstance(printed, str) and printed.splitlines() != [printed]
             dumped = yaml.safe_dump(
-                self._printed(setting.name),
+                printed,
                 default_flow_style=True,
+                default_style='"' if breaks else None,
                 width=10**9,
                 allow_unicode=True,
             )
@@ -257,6 +262,23 @@ class Values:
             lines.append((f"{indent}{setting.name}: {value}", self.sources[setting.name]))
         width = max(len(text) for text, _ in lines) + 2
         return "\n".join(f"{text:<{width}}# {source}" if source else text for text, source in lines)
+
+    def without_drafts(self, config: EngineConfig) -> Iterator[str]:
+        """What should be warned of once it is known which models are served, and how.
+
+        ``config``: these values, prepared.
+        """
+        meant = _meant(self.values, self.sources)
+        drafts = config.model.draft_model is not None or ngram_of(config.speculation) is not None
+        for name in ("num_speculative_tokens", "draft_controller", "max_speculative_tokens"):
+            if name in meant and self.values[name] != 0 and not drafts:
+                yield f"{flag_name(name)} has no effect: no --draft-model is served"
+        row = topology_of(config)
+        if "groups" in meant and config.handoff.groups > 1 and "draft" not in row.lanes(0):
+            yield (
+                f"--groups {config.handoff.groups} has no effect: topology {row.name!r} does "
+                "not draft in a process of its own"
+            )
 
     def _printed(self, name: str) -> Any:
         by_file = name == "topology" and self.values["topology_file"] is not None
@@ -291,7 +313,8 @@ def merge(
 
 
 def _without_effect(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
-    asked = values["enable_prefix_caching"] and sources["enable_prefix_caching"] != "default"
+    meant = _meant(values, sources)
+    asked = values["enable_prefix_caching"] and "enable_prefix_caching" in meant
     if asked and values["kv_handoff"] != "pool":
         yield (
             f"--enable-prefix-caching has no effect with --kv-handoff {values['kv_handoff']}: the "
@@ -299,11 +322,24 @@ def _without_effect(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
         )
     length = values["num_speculative_tokens"]
     for name in ("draft_controller", "max_speculative_tokens"):
-        if sources[name] != "default" and length != "auto":
+        if name in meant and length != "auto":
             yield (
                 f"{flag_name(name)} has no effect with --num-speculative-tokens {length}, which "
                 "fixes the draft length"
             )
+    for setting in settings():
+        if setting.group == "http" and setting.name in meant and values["http_port"] is None:
+            yield f"{flag_name(setting.name)} has no effect without --http-port"
+
+
+def _meant(values: Mapping[str, Any], sources: Mapping[str, str]) -> set[str]:
+    """Options that somebody gave; a file may have defaults that were printed into it."""
+    return {
+        setting.name
+        for setting in settings()
+        if sources[setting.name] in ("command line", setting.environment)
+        or (sources[setting.name] != "default" and values[setting.name] != setting.default)
+    }
 
 
 def _unknown_environment(environment: Mapping[str, str]) -> Iterator[str]:
@@ -326,6 +362,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in document.items():
         group = _plain(key)
+        if group in groups and value is None:
+            continue  # a heading of which all options are left out
         if group in groups and isinstance(value, dict):
             known = {setting.name for setting in settings() if setting.group == group}
             for inner, inner_value in value.items():

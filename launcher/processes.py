@@ -10,6 +10,7 @@ import zmq
 
 from launcher.child import Child, ChildSpec
 from pdv_mp.binding import bind_ipc
+from pdv_mp.config import ConfigError
 from pdv_mp.control import CONTROL_SOCKET
 from pdv_mp.wire.control import (
     ControlError,
@@ -28,7 +29,7 @@ class Processes:
 
     Iterating gives the children in the order of ``names``. ``specify`` says what to start for a
     name, given the generation that each process has. ``report`` is given each line of output.
-    Raises OSError if the socket cannot be bound.
+    Raises ConfigError if the socket cannot be bound.
     """
 
     def __init__(
@@ -52,8 +53,14 @@ class Processes:
         self._control.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
         try:
             bind_ipc(self._control, run_dir / CONTROL_SOCKET)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, zmq.ZMQError):
+                reason = (error.strerror or str(error)).lower()
+                raise ConfigError(
+                    f"cannot make a socket in {run_dir}: {reason}; set XDG_RUNTIME_DIR to a folder "
+                    "on a local file system"
+                ) from error
             raise
         self.poller.register(self._control, zmq.POLLIN)
 

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from launcher.entry import run_command
+from launcher.ranges import FiniteRange
 from launcher.top_rates import Snapshot, Window
 from launcher.top_view import WIDTH, view, waiting
 from pdv_mp.client.client import DEFAULT_ENDPOINT, Client, ServerError, ServerUnreachable
@@ -44,14 +45,14 @@ _FONT_FACE = re.compile(r"@font-face\s*{[^}]*}\s*")
 @click.option("--once", is_flag=True, help="watch for one interval, print, and exit")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=1.0,
     show_default=True,
     help="seconds between two looks",
 )
 @click.option(
     "--window",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=10.0,
     show_default=True,
     help="seconds over which rates and percentiles are taken",

@@ -49,7 +49,7 @@ def view(span: Span, endpoint: str, trouble: str | None = None) -> RenderableTyp
 
 def waiting(endpoint: str, trouble: str) -> RenderableType:
     """Before anything was heard of a server."""
-    return Panel(Text(trouble), title=f"pdv-top {endpoint}", title_align="left", width=WIDTH)
+    return Panel(Text(trouble), title=Text(f"pdv-top {endpoint}"), title_align="left", width=WIDTH)
 
 
 def _head(span: Span, endpoint: str) -> Text:

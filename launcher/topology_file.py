@@ -1,13 +1,15 @@
-"""``--topology-file``: a row of one's own.
+"""What ``--topology-file`` names is YAML:
 
     replicas: 1
     tokenizers: 1
     workers:
       - {name: prefill, stages: [prefill]}
-      - {name: decode, stages: [verify, draft], threads: 2, max_batch: 8, device: cpu}
+      - {name: decode, stages: [verify, draft], threads: 2, max_batch: 8}
 
-A worker's stages are in the order of their urgency. Only ``name`` and ``stages`` are required.
-Without ``tokenizers`` the front tokenizes.
+Each of the stages prefill, draft and verify has one worker, and only the one with ``verify`` may
+have another stage as well; its stages are in the order of their urgency. Only ``name`` and
+``stages`` are required; ``device`` takes what ``--device`` takes. Without ``tokenizers`` the front
+tokenizes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 from launcher.devices import check_device
 from launcher.yaml_file import read_yaml_map
-from pdv_mp.config import ConfigError
+from pdv_mp.config import ConfigError, check_text
 from pdv_mp.topology_rows import (
     MAX_REPLICAS,
     MAX_TOKENIZERS,
@@ -47,6 +49,7 @@ def read_topology_file(path: Path) -> Topology:
 
     Raises ConfigError, one sentence, for a table that is impossible.
     """
+    check_text(path.stem, f"the name of {FLAG}")
     values = read_yaml_map(path, FLAG, "workers and replicas")
     try:
         return _row(path.stem, values)
@@ -73,6 +76,11 @@ def _row(name: str, values: Mapping[Any, Any]) -> Topology:
             raise ConfigError(
                 f"worker {worker.name!r} hosts {' and '.join(worker.stages)}; only the one that "
                 "hosts 'verify' may host another stage as well"
+            )
+        if not worker.schedules and worker.max_batch is not None:
+            raise ConfigError(
+                f"worker {worker.name!r} has max_batch; only the one that hosts 'verify' forms "
+                "batches of requests: give it there"
             )
     return Topology(name, workers, replicas, tokenizers)
 

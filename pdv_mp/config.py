@@ -67,6 +67,15 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
+def check_text(text: str, what: str) -> None:
+    """Raises ConfigError for text that UTF-8 cannot hold, as of a file's name in another encoding:
+    no message could carry it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} {text!r} is not text in UTF-8") from error
+
+
 class _Checked:
     """Checks every option's choices and range when a configuration is made."""
 
@@ -83,6 +92,8 @@ class _Checked:
                     f"{flag_name(field.name)} {value!r} is neither a number nor "
                     f"{' or '.join(info.words)}"
                 )
+            if isinstance(value, str):
+                check_text(value, flag_name(field.name))
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{flag_name(field.name)} {value!r} must be a finite number")
             if info.choices and value not in info.choices:
@@ -420,9 +431,10 @@ class ServerOptions(_Checked):
     restart_window: float = option(600.0, help="seconds in which restarts are counted", minimum=1.0)
     lane_timeout: float = option(
         10.0,
-        help="seconds without a sign of life after which a process that has started is killed, "
-        "which is then a death like any other; a worker answers between two steps, and one that "
-        "computes meanwhile has twelve times as long; 0 waits for ever",
+        help="seconds without a sign of life within which a process that has started is killed, "
+        "but not before three quarters of them; it is then a death like any other; a worker "
+        "answers between two steps, and one that computes meanwhile has twelve times as long; 0 "
+        "waits for ever",
         minimum=0.0,
     )
     log_level: str = option(

@@ -9,13 +9,21 @@ from pathlib import Path
 import click
 
 from bench.advice.advising import LAW_ERROR, advice, measured_advice, options, typed_table
-from bench.advice.regret import concurrencies, regrets, rule_regrets, table
+from bench.advice.regret import (
+    Regret,
+    concurrencies,
+    regrets,
+    rule_regrets,
+    table,
+    verifier_sizes,
+)
 from bench.emulation.findings import law_rows, residual
-from bench.emulation.law import MESSAGES, Arrangement, HostCosts, Work, predict
+from bench.emulation.law import Arrangement, HostCosts, Work, predict
 from bench.emulation.records import TrialFolder
-from bench.emulation.studies import BASE, host_costs
+from bench.emulation.studies import BASE, TOPOLOGIES, host_costs
 from bench.report.analysis import Analysis, analyse
 from bench.results.store import ResultsError, ResultsFolder
+from launcher.ranges import FiniteRange
 from pdv_mp.config import ConfigError
 from pdv_mp.emulation.cost_table import CostTable, read_cost_table
 from pdv_mp.emulation.device_name import table_path
@@ -45,13 +53,13 @@ def _line(context: click.Context, parameter: click.Parameter, text: str | None) 
     metavar="FILE|NAME",
     help="A cost table: of pdv-bench calibrate, or a shipped one such as h200-llama-2-7b.",
 )
-@click.option("--draft-ms", type=click.FloatRange(0), help="Instead: a step of the draft.")
-@click.option("--verify-ms", type=click.FloatRange(0), help="A step of the verifier for one row.")
-@click.option("--row-us", default=0.0, type=click.FloatRange(0), help="Each row more.")
-@click.option("--prefill-ms", default=0.0, type=click.FloatRange(0), help="A prompt.")
+@click.option("--draft-ms", type=FiniteRange(0), help="Instead: a step of the draft.")
+@click.option("--verify-ms", type=FiniteRange(0), help="A step of the verifier for one row.")
+@click.option("--row-us", default=0.0, type=FiniteRange(0), help="Each row more.")
+@click.option("--prefill-ms", default=0.0, type=FiniteRange(0), help="A prompt.")
 @click.option(
     "--acceptance",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Probability that a draft token is kept.  [default: the table's]",
 )
 @click.option("--hop-us", metavar="A,B", callback=_line, help="A message for n requests: A + B n.")
@@ -106,7 +114,7 @@ def advise(
                 raise click.UsageError("give --results")
             for pair in analysis.run.pairs:
                 click.echo("\n".join(measured_advice(analysis, pair.name, concurrency)))
-            click.echo("\n" + table(rule_regrets(analysis, {})))
+            _judge(analysis, [])
             return
         if costs is not None:
             steps = read_cost_table(table_path(costs))
@@ -127,12 +135,23 @@ def advise(
         click.echo("\n".join(advice(found, concurrency, error, steps.origin.partition(":")[0])))
         if analysis is not None:
             chosen = _chosen(analysis, steps, host, work)
-            every = regrets(analysis, "the law", chosen) + rule_regrets(analysis, {})
-            click.echo("\n" + table(every))
+            _judge(analysis, regrets(analysis, "the law", chosen))
     except ConfigError as error_:
         raise click.UsageError(str(error_)) from error_
     except (ResultsError, ValueError) as error_:
         raise click.ClickException(str(error_)) from error_
+
+
+def _judge(analysis: Analysis, found: list[Regret]) -> None:
+    """Print these regrets and those of the source documents' rules, as far as sizes are known."""
+    sizes = verifier_sizes(analysis)
+    click.echo("\n" + table(found + rule_regrets(analysis, sizes)))
+    unknown = [pair.name for pair in analysis.run.pairs if pair.name not in sizes]
+    if unknown:
+        click.echo(
+            f"\nThe run does not say how large the verifier of {', '.join(unknown)} is, which the "
+            "source documents' rules ask for, so they are left out there."
+        )
 
 
 def _host(
@@ -164,7 +183,7 @@ def _chosen(
             rates = {}
             for candidate in analysis.run.candidates:
                 length = candidate.options.get("num_speculative_tokens")
-                if candidate.topology not in MESSAGES or not isinstance(length, int):
+                if candidate.topology not in TOPOLOGIES or not isinstance(length, int):
                     continue
                 where = Arrangement(candidate.topology, int(candidate.options.get("groups", 1)))
                 rates[candidate.name] = predict(steps, host, where, concurrency, length, work).rate

@@ -14,6 +14,7 @@ import click
 from bench.arguments import launch_options
 from bench.emulation.roofline import FLOOR_US, HARDWARE, PAIRS, roofline_table
 from launcher.launch_command import OMP_SPIN_COUNT
+from launcher.ranges import FiniteRange
 from pdv_mp.config import ConfigError, EngineConfig
 from pdv_mp.emulation.cost_table import CostTable
 from pdv_mp.emulation.device_name import is_emulated
@@ -42,12 +43,12 @@ acceptance: from all files, whose kinds of text differ in it."""
 )
 @click.option(
     "--floor-us",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help=f"With --roofline: the least that a layer takes.  [default: {FLOOR_US:g}]",
 )
 @click.option(
     "--acceptance",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Probability that a draft token is kept.  [default: 0.7 with --roofline, else measured]",
 )
 @click.option(

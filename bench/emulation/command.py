@@ -22,6 +22,7 @@ from bench.results.store import ResultsError
 from bench.sweep.environment import machine, source_digest, versions
 from bench.sweep.errors import PlanError
 from bench.sweep.plan import typed_options
+from launcher.ranges import FiniteRange
 from pdv_mp.config import ConfigError
 from pdv_mp.emulation.cost_table import CostTable, read_cost_table
 from pdv_mp.emulation.device_name import table_path
@@ -89,14 +90,14 @@ def _studies(context: click.Context, parameter: click.Parameter, text: str) -> l
     "--blocks",
     default=8,
     type=click.IntRange(1),
-    help="Windows of each place of the map, and of the validation, in which its servers are asked "
-    "in turn; with 1 there are no intervals. The other studies have one.",
+    help="Windows of each place of the map and of the validation, in which its servers are asked "
+    "in turn, and of the host's costs; with 1 there are no intervals. The other studies have one.",
 )
 @click.option(
     "--seconds",
     "window",
     default=2.0,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Of a window, at least; long steps get up to ten times as much.",
 )
 @click.option("--prompt-tokens", default=16, type=click.IntRange(1))

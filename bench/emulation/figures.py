@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.emulation.findings import Rows, residual
-from bench.emulation.valley import REFERENCE, Place, Valley
+from bench.emulation.valley import REFERENCE, Place, Valley, clients
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import (
     INK,
@@ -164,7 +164,7 @@ def validation_picture(rows: Rows) -> Picture | None:
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
     title = (
         f"The emulation is off by {abs(worst['ratio'] - 1):.1%} at most: {worst['setup']} with "
-        f"{worst['concurrency']} clients"
+        f"{clients(worst['concurrency'])}"
     )
     footer = "Emulated servers with a calibrated table beside real ones on the same machine."
     figure: Figure = new_figure(title, footer, 3.4)

@@ -19,7 +19,7 @@ from bench.emulation.findings import (
 )
 from bench.emulation.records import Trial, TrialFolder
 from bench.emulation.studies import BASE, host_costs
-from bench.emulation.valley import Place, caveats, places, valleys
+from bench.emulation.valley import Place, caveats, clients, places, valleys
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import settings
 from pdv_mp.emulation.cost_table import read_cost_table
@@ -27,8 +27,13 @@ from pdv_mp.emulation.device_name import table_path
 
 PAGE = "emulated.md"
 
-_HEAD = """# Emulated devices
+_TITLES = {
+    frozenset({"host"}): "What the host takes, with emulated devices",
+    frozenset({"host", "validation"}): "Emulated devices beside real ones",
+}
+"""By the studies that a page is of; of all others it is about emulated devices."""
 
+_HEAD = """\
 **Everything here is emulated**, but for what is called measured: the models' steps take the time
 that a cost table says, and compute nothing. Processes, messages, scheduling and accounts are real,
 on the machine that made this page.
@@ -51,7 +56,8 @@ def write_report(folder: TrialFolder) -> Path:
     header, trials, predictions = folder.header(), folder.trials(), folder.predictions()
     acceptance = read_cost_table(table_path(BASE)).acceptance
     law = law_rows(trials, predictions)
-    parts = [_HEAD, f"Made {header.get('started', '')}, {_machine(header)}."]
+    title = _TITLES.get(frozenset(trial.study for trial in trials), "Emulated devices")
+    parts = [f"# {title}", _HEAD, f"Made {header.get('started', '')}, {_machine(header)}."]
     pictures: list[Picture | None] = []
     with settings():
         parts += _waits(trials) + _host(trials, acceptance, pictures)
@@ -243,7 +249,7 @@ def _devices(rows: Rows, pictures: list[Picture | None]) -> list[str]:
     ahead = [row for row in rows if row["found"] > 1]
     title = (
         f"Emulated: a draft device is ahead of two replicas in {len(ahead)} of {len(rows)} cases"
-        + (f", up to {max(row['concurrency'] for row in ahead)} clients" if ahead else "")
+        + (f", up to {clients(max(row['concurrency'] for row in ahead))}" if ahead else "")
     )
     pictures.append(
         figures.lines_picture(
@@ -287,7 +293,7 @@ def _law(law: Rows, pictures: list[Picture | None]) -> list[str]:
         worst = max(mine, key=lambda row: abs(row["residual"]))
         parts.append(
             f"- {study}: half of {len(mine)} rates within {residual(mine):.1%}; the farthest, "
-            f"{worst['residual']:+.0%}, is {worst['setup']} with {worst['concurrency']} clients "
+            f"{worst['residual']:+.0%}, is {worst['setup']} with {clients(worst['concurrency'])} "
             f"({worst['table']})"
         )
     return ["## How far the law is off\n\n" + "\n".join(parts)]

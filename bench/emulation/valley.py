@@ -54,8 +54,7 @@ class Place:
     @property
     def where(self) -> str:
         """In words."""
-        clients = "1 client" if self.concurrency == 1 else f"{self.concurrency} clients"
-        return f"steps of {self.step_ms:g} ms and {clients}"
+        return f"steps of {self.step_ms:g} ms and {clients(self.concurrency)}"
 
 
 def places(trials: Iterable[Trial], predictions: Mapping[str, Mapping[str, float]]) -> list[Place]:
@@ -227,6 +226,11 @@ def caveats(found: Sequence[Place]) -> list[str]:
             "normally distributed."
         )
     return parts
+
+
+def clients(count: int) -> str:
+    """``1 client``, ``8 clients``."""
+    return "1 client" if count == 1 else f"{count} clients"
 
 
 def _below(ratio: float) -> str:

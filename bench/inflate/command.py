@@ -10,6 +10,7 @@ import click
 from bench.inflate.errors import InflateError
 from bench.inflate.shapes import SHAPES, find_shape
 from bench.inflate.source import find_pair
+from launcher.ranges import FiniteRange
 from pdv_mp import assets
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ _QUESTIONS = ("continuation", "text", "random")
 )
 @click.option(
     "--agreement",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Greedy agreement of draft and verifier to reach by noise on the inflated model. "
     "[default: no noise, the very same function]",
 )
-@click.option("--tolerance", type=click.FloatRange(0, 0.5), default=0.01, show_default=True)
+@click.option("--tolerance", type=FiniteRange(0, 0.5), default=0.01, show_default=True)
 @click.option(
     "--measure",
     "question",
@@ -79,7 +80,7 @@ _QUESTIONS = ("continuation", "text", "random")
 )
 @click.option(
     "--shard-size",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=5.0,
     show_default=True,
     help="Largest weight file, in GB.",

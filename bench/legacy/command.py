@@ -23,6 +23,7 @@ from bench.sweep.environment import command_line, environment
 from bench.sweep.errors import PlanError
 from bench.sweep.pairs import ModelPair, find_pairs, read_pairs
 from bench.sweep.plan import typed_options
+from launcher.ranges import FiniteRange
 from pdv_mp.client.llm import LaunchError
 from pdv_mp.config import ConfigError
 from pdv_mp.topology import topology
@@ -66,7 +67,7 @@ EXIT_INTERRUPTED = 130
     "--overload",
     default=OVERLOAD,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Tokens asked for over tokens that can be generated in the window.",
 )
 @click.option("--prompt-length", default=32, show_default=True, type=click.IntRange(1))

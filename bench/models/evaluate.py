@@ -288,7 +288,7 @@ def replace_between_markers(
     help="Folder of the draft.  [default: the shipped one]",
 )
 @click.option("--prompts", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(3), default=128, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option(
     "--readme",

@@ -10,6 +10,7 @@ import torch
 
 from bench.models.pipeline import Pipeline, Recipe
 from bench.models.shapes import TrainingPlan
+from launcher.ranges import FiniteRange
 
 STAGES = ("corpus", "verifier", "continuations", "draft", "export")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -52,7 +53,7 @@ def scaled(plan: TrainingPlan, effort: float) -> TrainingPlan:
 )
 @click.option(
     "--effort",
-    type=click.FloatRange(0.0, min_open=True),
+    type=FiniteRange(0.0, min_open=True),
     default=1.0,
     show_default=True,
     help="Multiplies the number of training steps, for slower or faster machines.",

@@ -10,6 +10,7 @@ import click
 
 from bench.arguments import seconds, whole_numbers
 from bench.load.errors import WorkloadError
+from bench.peers.between import between_table, betweens
 from bench.peers.environments import install
 from bench.peers.errors import PeerError, PeersError
 from bench.peers.measurement import Measurement
@@ -18,6 +19,7 @@ from bench.peers.plan import Choice, Limits, Plan
 from bench.peers.records import PeersFolder, Workload
 from bench.peers.registry import chosen, peers
 from bench.peers.summary import summarise
+from launcher.ranges import FiniteRange
 
 BEGIN, END = "<!-- peers begin -->", "<!-- peers end -->"
 DEFAULT_FOLDER = Path("build/peers")
@@ -46,6 +48,12 @@ def _agreements(context: click.Context, parameter: click.Parameter, text: str) -
     if not all(0 < value < 1 for value in found):
         raise click.BadParameter(f"{text!r}: an agreement is between 0 and 1")
     return found
+
+
+def _numbers_or_none(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> list[int] | None:
+    return None if text is None else whole_numbers(context, parameter, text)
 
 
 def _time(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -82,7 +90,7 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option("--budget", callback=_time, metavar="TIME", help="End after about that long, as 18m.")
 @click.option(
     "--once-below",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.7,
     show_default=True,
     help="A peer whose first round is below this share of the best peer's is measured once.",
@@ -119,6 +127,14 @@ def _time(context: click.Context, parameter: click.Parameter, text: str | None) 
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help=f"A document that gets the tables between {BEGIN} and {END}.",
 )
+@click.option(
+    "--between",
+    default=None,
+    metavar="LIST",
+    callback=_numbers_or_none,
+    help="Also compare these concurrencies, or prompt lengths, with what lies between the nearest "
+    "others that were measured.",
+)
 @click.option("--pip-option", "pip_options", multiple=True, help="For pip install; repeatable.")
 def peers_command(
     setup: bool,
@@ -141,6 +157,7 @@ def peers_command(
     restart: bool,
     report_only: bool,
     page: Path | None,
+    between: list[int] | None,
     pip_options: tuple[str, ...],
 ) -> None:
     """Our server beside the engines that a user would pick instead.
@@ -174,6 +191,11 @@ def peers_command(
             measure = Measurement(plan, results, folder.resolve(), url or "", _say)
             measure.run(_pairs(given, agreements, folder), restart, budget)
         _write(results, page)
+        if between is not None:
+            found = betweens(summarise(results.run(), results.cells(), results.failures()), between)
+            if not found:
+                raise PeersError("--between: no such place lies between two that were measured")
+            click.echo("\n" + between_table(found))
     except (PeersError, WorkloadError) as error:
         raise click.UsageError(str(error)) from None
 

@@ -21,6 +21,7 @@ from bench.roofline.bounds import (
 from bench.roofline.machine import measure
 from bench.roofline.models import ModelCost
 from bench.roofline.rates import DEVICES, Rates
+from launcher.ranges import FiniteRange
 from pdv_mp.model.architecture import ModelConfig
 
 CPU = "cpu"
@@ -44,7 +45,7 @@ HEADS = (
     help="cpu is measured, the others are from a table.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: all cores]")
-@click.option("--acceptance", default=0.7, type=click.FloatRange(0, 1))
+@click.option("--acceptance", default=0.7, type=FiniteRange(0, 1))
 @click.option("--prompt-tokens", default=512, type=click.IntRange(1))
 @click.option("--output-tokens", default=128, type=click.IntRange(2))
 @click.option("--concurrency", default="1,8,32,128", callback=whole_numbers, metavar="LIST")

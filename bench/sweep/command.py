@@ -28,6 +28,7 @@ from bench.sweep.preparation import (
 )
 from bench.sweep.summary import summary
 from bench.sweep.sweep import Measure, Sweep
+from launcher.ranges import FiniteRange
 from pdv_mp.client.llm import LaunchError
 
 TOPOLOGIES = "unified,pd,pdv"
@@ -88,7 +89,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, text: str) -> L
 @click.option(
     "--burstiness",
     default=1.0,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Shape of the gamma distribution of their gaps: 1 is Poisson, less comes in bursts.",
 )
 @click.option(
@@ -106,10 +107,10 @@ def _lengths(context: click.Context, parameter: click.Parameter, text: str) -> L
 @click.option("--blocks", default=8, type=click.IntRange(1), help="At most; warm-up comes before.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help=f"Length of a window.  [default: {DEFAULT_SECONDS}; a trace alone is replayed whole]",
 )
-@click.option("--ramp", default=1.0, type=click.FloatRange(0), help="Seconds of load before it.")
+@click.option("--ramp", default=1.0, type=FiniteRange(0), help="Seconds of load before it.")
 @click.option(
     "--budget",
     default="30m",
@@ -119,7 +120,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, text: str) -> L
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="End sooner, once all ratios are known to a factor of 1 + this.",
 )
 @click.option(
@@ -154,7 +155,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, text: str) -> L
     callback=_lengths,
     help="Of answers, where the workload does not say.",
 )
-@click.option("--temperature", default=0.0, type=click.FloatRange(0, 100), help="0 is greedy.")
+@click.option("--temperature", default=0.0, type=FiniteRange(0, 100), help="0 is greedy.")
 @click.option(
     "--option",
     multiple=True,

@@ -215,6 +215,20 @@ def test_port_that_is_taken_after_the_check(tiny_pair: TinyPair) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_ready_file_that_cannot_be_removed_changes_nothing_else(
+    tiny_pair: TinyPair, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready.json"
+    with ServerProcess(*tiny_arguments(tiny_pair), "--ready-file", str(ready)) as server:
+        server.wait_ready()
+        ready.unlink()
+        ready.mkdir()
+        done = server.stop()
+    assert done.code == 0, done.stderr
+    assert any(f"--ready-file {ready} could not be removed" in text for text in done.messages)
+    assert not server.run_dir.exists()
+
+
 # What is found before any process starts: exit status 2, one sentence, nothing else.
 
 
@@ -233,6 +247,10 @@ def one_sentence(*arguments: str, **environment: str) -> str:
     [
         (["--prot", "5"], "'--port'"),
         (["--port", "99999"], "'--port': 99999 is not in the range"),
+        (
+            ["--host", "fe80::1%nosuch", "--insecure"],
+            "--host fe80::1%nosuch is not an address of this machine",
+        ),
         (["--port", "x"], "'--port': 'x' is not a valid integer."),
         (["--queue-factor", "x"], "'--queue-factor': 'x' is not a valid number."),
         (["--queue-factor", "nan"], "--queue-factor nan must be a finite number"),

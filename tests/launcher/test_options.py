@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 from click.testing import CliRunner
 from server_process import run_launch
 
+from launcher.checks import prepare
 from launcher.launch_command import make_command
 from launcher.options import merge, read_config_file, settings
+from launcher.topology_file import read_topology_file
 from pdv_mp.config import ConfigError
 
 
@@ -63,6 +66,57 @@ def test_printed_configuration_is_a_file_that_gives_the_same_one(tmp_path: Path)
     again = merge({}, {}, write(tmp_path / "again.yaml", values.as_yaml()))
     assert again.config() == values.config()
     assert again.sources["max_num_seqs"].endswith("again.yaml")
+
+
+@pytest.mark.parametrize("text", ['{"method": "ngram"}\n', "a\nb", "a\u2028b", "", " ", "x\n\n "])
+def test_values_of_several_lines_are_printed_so_that_they_can_be_read(
+    text: str, tmp_path: Path
+) -> None:
+    values = merge({"speculative_config": text}, {}, None)
+    again = merge({}, {}, write(tmp_path / "again.yaml", values.as_yaml()))
+    assert again.values["speculative_config"] == text
+
+
+def test_a_heading_with_nothing_below_it_says_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path / "server.yaml", "http:\n  # http_port: 1\ncache:\nmodel:\n")
+    assert read_config_file(file) == {}
+
+
+def test_what_was_printed_warns_of_nothing_when_it_is_read(tmp_path: Path) -> None:
+    given = {"num_speculative_tokens": 4, "kv_handoff": "copy"}
+    printed = write(tmp_path / "printed.yaml", merge(given, {}, None).as_yaml())
+    assert merge({}, {}, printed).warnings == ()
+    ours = write(tmp_path / "ours.yaml", "num_speculative_tokens: 4\nmax_speculative_tokens: 2\n")
+    (warning,) = merge({}, {}, ours).warnings
+    assert warning.startswith("--max-speculative-tokens has no effect with --num-speculative")
+
+
+def test_options_of_a_gateway_that_is_not_there_are_warned_of() -> None:
+    (warning,) = merge({"api_key_file": "/x"}, {}, None).warnings
+    assert warning == "--api-key-file has no effect without --http-port"
+    assert merge({"api_key_file": "/x", "http_port": 0}, {}, None).warnings == ()
+
+
+def test_lengths_of_drafts_that_nobody_makes_are_warned_of() -> None:
+    values = merge({"num_speculative_tokens": 5, "draft_model": "none", "groups": 2}, {}, None)
+    assert list(values.without_drafts(prepare(values.config()))) == [
+        "--num-speculative-tokens has no effect: no --draft-model is served",
+        "--groups 2 has no effect: topology 'unified' does not draft in a process of its own",
+    ]
+    ngram = {"speculative_config": '{"method": "ngram"}', "num_speculative_tokens": 5}
+    values = merge(ngram, {}, None)
+    assert list(values.without_drafts(prepare(values.config()))) == []
+    values = merge({"num_speculative_tokens": 5, "groups": 2, "topology": "pdv"}, {}, None)
+    assert list(values.without_drafts(prepare(values.config()))) == []
+
+
+def test_text_that_no_message_can_carry_is_refused(tmp_path: Path) -> None:
+    done = run_launch("--trace", os.fsdecode(b"/tmp/\xe9.json"), "--port", "0")
+    assert done.code == 2
+    assert done.messages == ["--trace '/tmp/\\udce9.json' is not text in UTF-8"]
+    file = write(tmp_path / os.fsdecode(b"t\xe9.yaml"), "workers: []")
+    with pytest.raises(ConfigError, match=r"the name of --topology-file .* is not text in UTF-8"):
+        read_topology_file(file)
 
 
 def test_config_may_be_named_by_the_environment(tmp_path: Path) -> None:

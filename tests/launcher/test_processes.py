@@ -13,6 +13,7 @@ from process_end import wait_ended
 
 from launcher.child import Child, ChildSpec
 from launcher.processes import Processes
+from pdv_mp.config import ConfigError
 from pdv_mp.control import control_endpoint
 from pdv_mp.wire.control import (
     ControlError,
@@ -37,6 +38,13 @@ def processes(run_place: tuple[str, Path]) -> Iterator[Processes]:
     assert made.kill_all(10.0) == []
     made.close()
     (run_place[1] / "control").unlink()
+
+
+def test_a_place_where_no_socket_can_be_is_named(tmp_path: Path) -> None:
+    place = tmp_path / ("long" * 40)
+    place.mkdir()
+    with pytest.raises(ConfigError, match=r"cannot make a socket in .*long: .*XDG_RUNTIME_DIR"):
+        Processes(place, ["front"], specify, lambda line: None)
 
 
 class Peer:

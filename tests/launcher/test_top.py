@@ -20,7 +20,7 @@ from rich.console import Console
 from server_process import ServerProcess
 
 from launcher.top_rates import Snapshot, Window
-from launcher.top_view import WIDTH, view
+from launcher.top_view import WIDTH, view, waiting
 from pdv_mp import Client
 from pdv_mp.metrics.histogram import LATENCY_BOUNDS_NS
 
@@ -171,6 +171,21 @@ def test_gpus_and_a_server_that_says_little() -> None:
     text = drawn(window)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert re.search(r"0 GPU +– +3\.0G +80G", text)
+
+
+@pytest.mark.parametrize("option", ["--interval", "--window"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_no_time_is_not_a_time(option: str, value: str) -> None:
+    done = run_top(option, value)
+    assert done.returncode == 2
+    assert f"{value} is not a finite number" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_address_in_brackets_is_no_markup() -> None:
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
+    console.print(waiting("tcp://[fd00::5]:5555", "nothing yet"))
+    assert "tcp://[fd00::5]:5555" in console.export_text()
 
 
 def test_without_a_server_it_says_so() -> None:

@@ -84,6 +84,21 @@ def test_without_a_name_it_is_the_one_that_would_be_served(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--draft-model", "none"),
+        ("--speculative-config", '{"method": "ngram"}'),
+        ("--model", "some/folder"),
+    ],
+)
+def test_without_a_draft_model_nobody_only_drafts(options: tuple[str, ...]) -> None:
+    done = run_launch("--topology", "pdv", "--describe-topology", *options)
+    assert done.code == 0, done.stderr
+    assert done.stdout.startswith("pdv: 1 replica of 2 workers, 5 processes and the launcher\n")
+    assert "draft-0" not in done.stdout
+
+
 def test_a_name_with_a_typo_keeps_its_hint() -> None:
     done = run_launch("--describe-topology", "unifed")
     assert (done.code, done.stdout) == (2, "")

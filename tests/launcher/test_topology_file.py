@@ -8,6 +8,7 @@ import pytest
 import yaml
 from server_process import run_launch
 
+from launcher import topology_file
 from launcher.topology_file import read_topology_file
 from pdv_mp.config import ConfigError
 from pdv_mp.topology import Topology, Worker
@@ -39,9 +40,21 @@ def test_a_row_of_ones_own(tmp_path: Path) -> None:
     )
 
 
+def test_the_example_of_the_documents_is_such_a_row(tmp_path: Path) -> None:
+    assert topology_file.__doc__ is not None
+    example = [line for line in topology_file.__doc__.splitlines() if line.startswith("    ")]
+    row = read_topology_file(write(tmp_path, "\n".join(example)))
+    assert [worker.name for worker in row.workers] == ["prefill", "decode"]
+    assert row.tokenizers == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            f"workers: [{{name: prefill, stages: [prefill], max_batch: 2}}, {DECODE}]",
+            "worker 'prefill' has max_batch; only the one that hosts 'verify' forms batches",
+        ),
         (f"workers: [{PREFILL}, {{name: decode, stages: [verify]}}]", "no worker hosts 'draft'"),
         (f"workers: [{PREFILL}, {DECODE}, {{name: a, stages: [draft]}}]", "two workers host 'dra"),
         (f"workers: [{PREFILL}, {{name: a, stages: [verify, draft, draft]}}]", "two workers host"),
