@@ -10,7 +10,7 @@ import click
 
 from bench.ablations.catalogue import ABLATIONS, NOT_HERE, WAIT, Ablation
 from bench.ablations.picture import TOO_FEW, draw, draw_points, finding
-from bench.ablations.waiting import measure_waits, wait_points
+from bench.ablations.waiting import Rates, kept_waits, measure_waits, wait_points
 from bench.arguments import seconds
 from bench.handoff.errors import HandoffError
 from bench.load.errors import LoadError, WorkloadError
@@ -22,6 +22,7 @@ from bench.statistics import MIN_BLOCKS
 from bench.sweep.command import enter_run, measure_run
 from bench.sweep.errors import PlanError
 from bench.sweep.preparation import Options, prepare_run
+from launcher.ranges import FiniteRange
 from pdv_mp.client.client import ServerError, ServerUnreachable
 from pdv_mp.client.llm import LaunchError
 
@@ -45,28 +46,41 @@ def _chosen(context: click.Context, parameter: click.Parameter, text: str) -> li
 @click.option("--only", default=",".join(NAMES), metavar="LIST", callback=_chosen)
 @click.option("--blocks", default=8, type=click.IntRange(1), help="Of each; warm-up comes before.")
 @click.option(
-    "--seconds", "window", default=2.5, type=click.FloatRange(0, min_open=True), help="Of a window."
+    "--seconds", "window", default=2.5, type=FiniteRange(0, min_open=True), help="Of a window."
 )
 @click.option(
     "--budget", default="60m", metavar="TIME", callback=seconds, help="For all that are left to do."
 )
 @click.option("--seed", default=0, type=click.IntRange(0))
+@click.option("--report-only", is_flag=True, help="Measure nothing; write page and figures again.")
 @click.option(
     "--output",
     default=Path("results/ablations"),
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder for each ablation; what was interrupted there is taken up.",
+    help="A folder for each ablation; what was interrupted is taken up; the page has all.",
 )
 def ablate(
-    only: list[str], blocks: int, window: float, budget: float, seed: int, output: Path
+    only: list[str],
+    blocks: int,
+    window: float,
+    budget: float,
+    seed: int,
+    report_only: bool,
+    output: Path,
 ) -> None:
     """Vary one design choice at a time on the shipped pair, and draw what it does."""
     deadline = time.monotonic() + budget
     pictures: dict[str, Picture | None] = {}
+    measured = [] if report_only else only
     try:
-        for number, name in enumerate(only):
-            share = max(1.0, (deadline - time.monotonic()) / (len(only) - number))
+        for name in NAMES:
+            if name not in measured and (output / name).is_dir():
+                pictures[name] = _there(output / name, name)
+        if report_only and not pictures:
+            raise ResultsError(f"{output} has no ablations")
+        for number, name in enumerate(measured):
+            share = max(1.0, (deadline - time.monotonic()) / (len(measured) - number))
             click.echo(f"{name}: {share:.0f} s at most", err=True)
             pictures[name] = (
                 _waits(output / WAIT, blocks)
@@ -116,13 +130,24 @@ def _sweep(
     with folder.writing():
         if enter_run(folder, prepared, resume=False, restart=False):
             measure_run(folder, prepared, budget, None)
-        analysis = analyse(folder)
+    return _there(path, ablation.name)
+
+
+def _there(path: Path, name: str) -> Picture | None:
+    """What a folder's results show, whichever programs they are of."""
+    if name == WAIT:
+        return _picture_of_waits(kept_waits(path))
+    analysis = analyse(ResultsFolder(path))
     with settings():
-        return draw(ablation, analysis)
+        return draw(ABLATIONS[name], analysis)
 
 
 def _waits(path: Path, blocks: int) -> Picture | None:
-    points = wait_points(measure_waits(path, max(blocks, MIN_BLOCKS)))
+    return _picture_of_waits(measure_waits(path, max(blocks, MIN_BLOCKS)))
+
+
+def _picture_of_waits(rates: Rates) -> Picture | None:
+    points = wait_points(rates)
     title = finding(_WAIT_SAYS, "block", points)
     below = "the shipped pair in interleaved rounds; servers that spin are stopped meanwhile"
     with settings():
@@ -133,7 +158,8 @@ def _page(output: Path, pictures: dict[str, Picture | None]) -> str:
     """Writes the pictures and the page that shows them; its text."""
     output.mkdir(parents=True, exist_ok=True)
     lines = ["# Ablations", "", "One choice varied at a time, on the shipped pair.", ""]
-    for name, picture in pictures.items():
+    for name in filter(pictures.__contains__, NAMES):
+        picture = pictures[name]
         if picture is None:
             lines += [f"## {name}: {TOO_FEW} to compare", ""]
             continue

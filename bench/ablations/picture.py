@@ -10,6 +10,7 @@ from bench.report.analysis import Analysis
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import MUTED, concurrency_axis, new_figure
 from bench.report.figures.view import footer
+from bench.report.summaries import NOT_COMPARED
 
 TOO_FEW = "too few blocks"
 
@@ -47,14 +48,22 @@ def points_of(ablation: Ablation, analysis: Analysis) -> list[Point]:
 
 
 def finding(says: str, first: str, points: Sequence[Point]) -> str:
-    """One sentence: what is shown to be ahead or behind by most, or that nothing is."""
+    """One sentence: what is shown to be ahead or behind by most, or that nothing is, and then how
+    large a difference the intervals leave room for."""
     subject = says[0].upper() + says[1:]
-    if all(point.verdict == TOO_FEW for point in points):
+    compared = [point for point in points if point.verdict not in NOT_COMPARED]
+    if not compared:
         return f"{subject}: {TOO_FEW} to compare"
-    shown = [point for point in points if point.verdict in ("ahead", "behind")]
+    shown = [point for point in compared if point.verdict in ("ahead", "behind")]
     if not shown:
-        widest = max(abs(point.ratio - 1) for point in points)
-        return f"{subject} makes no difference that was shown (at most {widest:.0%} from {first})"
+        ends = [end for point in compared for end in (point.low, point.high) if end is not None]
+        widest = max(abs(end - 1) for end in ends)
+        left_out = len(points) - len(compared)
+        beside = f"; {left_out} of {len(points)} were not compared" if left_out else ""
+        return (
+            f"{subject} makes no difference that was shown (intervals reach {widest:.0%} from "
+            f"{first}{beside})"
+        )
     most = max(shown, key=lambda point: abs(point.ratio - 1))
     what = "more" if most.ratio > 1 else "less"
     return (

@@ -46,6 +46,13 @@ def measure_waits(folder: Path, rounds: int) -> Rates:
     return rates
 
 
+def kept_waits(folder: Path) -> Rates:
+    """The rates of a run that is there. Raises OSError if there is none."""
+    found = json.loads((folder / RATES).read_text(encoding="utf-8"))
+    there: Rates = found["rates"]
+    return there
+
+
 def wait_points(rates: Rates) -> list[Point]:
     """Ratios to blocking waits, paired by rounds; none with too few of them."""
     first, *others = WAIT_VARIANTS

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from bench.emulation.law import Arrangement, HostCosts, Prediction, Work, best_length
 from bench.report.analysis import Analysis
+from bench.report.summaries import NOT_COMPARED
+from bench.statistics import MIN_BLOCKS
 from pdv_mp.emulation.cost_table import CostTable, ModelSizes, StepCosts
 
 LAW_ERROR = 0.1
@@ -93,21 +95,23 @@ def advice(found: Sequence[Option], concurrency: int, error: float, source: str)
 def measured_advice(analysis: Analysis, pair: str, concurrency: int) -> list[str]:
     """The three sentences from a measured run alone, at its nearest concurrency.
 
-    Raises ValueError if the run has no closed loop that could be compared.
+    Raises ValueError if the run has no closed loop, or none of its cells enough blocks.
     """
     loads = [load for load in analysis.run.loads if load.concurrency is not None]
     if not loads:
         raise ValueError("the run has no closed loops")
     load = min(loads, key=lambda item: _distance(item.concurrency or 1, concurrency))
-    cells = [
+    measured = [
         cell
         for cell in analysis.cells
-        if (cell.pair, cell.load) == (pair, load.name)
-        and cell.throughput is not None
-        and cell.twin_of is None
+        if (cell.pair, cell.load) == (pair, load.name) and cell.twin_of is None
     ]
+    cells = [c for c in measured if c.throughput is not None and c.blocks >= MIN_BLOCKS]
     if not cells:
-        raise ValueError(f"nothing counts of the pair {pair!r} with {load.concurrency} clients")
+        raise ValueError(
+            f"nothing can be recommended for the pair {pair!r} with {load.concurrency} clients: "
+            f"no candidate has the {MIN_BLOCKS} blocks that it takes to compare"
+        )
     best = max(cells, key=lambda cell: cell.throughput.value if cell.throughput else 0.0)
     candidate = next(c for c in analysis.run.candidates if c.name == best.candidate)
     length = candidate.options.get("num_speculative_tokens", "auto")
@@ -131,13 +135,23 @@ def measured_advice(analysis: Analysis, pair: str, concurrency: int) -> list[str
         for c in against
         if c.verdict == ("ahead" if c.candidate == best.candidate else "behind")
     )
-    others = [cell.candidate for cell in cells if cell.candidate not in (*beaten, best.candidate)]
+    lacking = dict.fromkeys(
+        c.reference if c.candidate == best.candidate else c.candidate
+        for c in against
+        if c.verdict in NOT_COMPARED
+    )
+    settled = (*beaten, *lacking, best.candidate)
+    others = [cell.candidate for cell in measured if cell.candidate not in settled]
+    missing = [cell.candidate for cell in measured if cell.candidate in lacking]
     if others:
         sure = f"It was not shown to be ahead of {', '.join(others)}" + (
-            f", but of {', '.join(beaten)}." if beaten else ", so what is simplest will do."
+            f", but of {', '.join(beaten)}" if beaten else ", so what is simplest will do"
         )
+    elif beaten:
+        sure = f"It was shown to be ahead of {', '.join(beaten)}"
     else:
-        sure = f"It was shown to be ahead of {', '.join(beaten) or 'nothing else'}."
+        sure = "It was compared with nothing else"
+    sure += f"; not compared: {', '.join(missing)}." if missing else "."
     return [
         f"Use {best.candidate} with --num-speculative-tokens {length}, at which it was measured.",
         f"Expect {value.value:.0f}{span} output tokens/s with {load.concurrency} clients at a time"
@@ -153,7 +167,8 @@ def _distance(one: int, other: int) -> float:
 def typed_table(
     draft_us: float, verify_us: float, row_us: float, prefill_us: float, acceptance: float
 ) -> CostTable:
-    """A cost table from a few numbers: steps for one sequence, and what each row more takes."""
+    """A cost table from a few numbers: steps for one sequence, and what each row more takes. A
+    prompt takes ``prefill_us`` however long it is, two prompts twice that."""
     many = 512
 
     def line(first: float, more: float) -> StepCosts:
@@ -163,6 +178,9 @@ def typed_table(
         )
         return StepCosts((1, many), (1, many), (0,), times)
 
+    prompts = StepCosts(
+        (1, many), (1, many), (0,), (((prefill_us,),) * 2, ((prefill_us * many,),) * 2)
+    )
     sizes = ModelSizes("typed", "bfloat16", 1, 1, 1, 1, 1 << 20, 1)
     return CostTable(
         name="typed",
@@ -175,7 +193,7 @@ def typed_table(
         overlap=False,
         models={"target": sizes, "draft": sizes},
         steps={
-            "prefill": line(prefill_us, 0.0),
+            "prefill": prompts,
             "verify": line(verify_us, row_us),
             "prefill_draft": line(0.0, 0.0),
             "draft": line(draft_us, 0.0),

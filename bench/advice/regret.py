@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.advice.rules import RULES
+from bench.advice.rules import RULES, VerifierSize
 from bench.report.analysis import Analysis, CellSummary
+from bench.report.summaries import NOT_COMPARED
+from bench.roofline.recorded import recorded_in
 
 Chosen = Mapping[tuple[str, int], str]
 """The candidate that somebody chooses, by pair and concurrency."""
@@ -54,18 +56,34 @@ def regrets(analysis: Analysis, who: str, chosen: Chosen) -> list[Regret]:
     return found
 
 
-def rule_regrets(analysis: Analysis, sizes: Mapping[str, float]) -> list[Regret]:
-    """Of the source documents' rules; ``sizes``: of the verifiers, in GB and, by the same number,
-    in 10^9 parameters where a rule asks for these, since both put the same pairs on the same side.
-    """
+def rule_regrets(analysis: Analysis, sizes: Mapping[str, VerifierSize]) -> list[Regret]:
+    """Of the source documents' rules; ``sizes``: of the verifiers, by pair. Pairs of no known size
+    are left out."""
     found = []
     for who, rule in RULES.items():
         chosen = {
-            (pair.name, concurrency): rule(concurrency, sizes.get(pair.name, 0.0))
+            (pair.name, concurrency): rule(concurrency, sizes[pair.name])
             for pair in analysis.run.pairs
+            if pair.name in sizes
             for concurrency in concurrencies(analysis)
         }
         found += regrets(analysis, who, chosen)
+    return found
+
+
+def verifier_sizes(analysis: Analysis) -> dict[str, VerifierSize]:
+    """Of the verifiers, by pair, where the run has kept the models' shapes; the input embedding is
+    counted as one of its own."""
+    recorded = recorded_in(analysis.run.environment)
+    if recorded is None:
+        return {}
+    found = {}
+    for name, costs in recorded.pairs.items():
+        model = costs.verifier
+        weights = model.layer_weights + 2 * model.head_weights
+        billions = weights / 1e9
+        named = float(round(billions)) if billions >= 1 else billions
+        found[name] = VerifierSize(weights * model.bytes_per_number / 1e9, named)
     return found
 
 
@@ -102,8 +120,8 @@ def _shown(analysis: Analysis, pair: str, concurrency: int, best: str, chosen: s
     loads = {load.name for load in analysis.run.loads if load.concurrency == concurrency}
     for item in analysis.comparisons:
         if item.pair == pair and item.load in loads and item.ratio is not None:
-            if (item.candidate, item.reference) == (best, chosen):
-                return item.verdict == "ahead"
-            if (item.candidate, item.reference) == (chosen, best):
-                return item.verdict == "behind"
+            sides = (item.candidate, item.reference)
+            if sides in ((best, chosen), (chosen, best)):
+                wanted = "ahead" if sides[0] == best else "behind"
+                return None if item.verdict in NOT_COMPARED else item.verdict == wanted
     return None

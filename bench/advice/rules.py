@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-Rule = Callable[[int, float], str]
-"""From concurrency and the verifier's size (GB, or 10^9 parameters) to ``pd`` or ``pdv``."""
+
+class VerifierSize(NamedTuple):
+    """``billions``: of parameters, a whole number from one on, as models are called by."""
+
+    gigabytes: float
+    billions: float
+
+
+Rule = Callable[[int, VerifierSize], str]
+"""From concurrency and the verifier's size to ``pd`` or ``pdv``."""
 
 HEAVY_GB = 7.0
 HEAVY_BILLIONS = 34.0
@@ -29,4 +38,9 @@ def slide(concurrency: int, verifier_billions: float) -> str:
     return "pdv" if verifier_billions >= HEAVY_BILLIONS else "pd"
 
 
-RULES: Mapping[str, Rule] = {"select_architecture": select_architecture, "slide": slide}
+RULES: Mapping[str, Rule] = {
+    "select_architecture": lambda concurrency, size: select_architecture(
+        concurrency, size.gigabytes
+    ),
+    "slide": lambda concurrency, size: slide(concurrency, size.billions),
+}

@@ -15,6 +15,7 @@ from bench.roofline.bounds import acceptance_of, decode_bound
 from bench.statistics import ALPHA, Estimate, Ratio, geometric_mean, paired_ratio
 
 AUTO, FIXED, PLAIN = f"{OURS}:auto", f"{OURS}:fixed", f"{OURS}:plain"
+NGRAM = f"{OURS}:ngram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class CellSummary:
             found.setdefault(record.engine, {})[place] = record.rate
         return found
 
+    def by_round(self, engine: str) -> Mapping[tuple[int, int], float]:
+        """Tokens/s by round and sitting; empty if it was not measured."""
+        return self._paired.get(engine, {})
+
     def rate(self, engine: str) -> Estimate | None:
         """The geometric mean of its rounds; None if it was not measured."""
         return geometric_mean(list(self.rates.get(engine, {}).values()), ALPHA)
@@ -93,6 +98,12 @@ class CellSummary:
         return self.best(is_ours)
 
     @property
+    def best_bounded(self) -> str | None:
+        """Our quickest mode of those that the bound is of: what n-grams propose costs no step of a
+        draft model, and is accepted at another rate."""
+        return self.best(lambda engine: is_ours(engine) and engine != NGRAM)
+
+    @property
     def best_of_theirs(self) -> str | None:
         """The quickest mode of the quickest peer."""
         return self.best(lambda engine: not is_ours(engine))
@@ -102,7 +113,7 @@ class CellSummary:
         sitting; None without any."""
         if ours is None or theirs is None or ours == theirs:
             return None
-        mine, other = self._paired.get(ours, {}), self._paired.get(theirs, {})
+        mine, other = self.by_round(ours), self.by_round(theirs)
         common = sorted(mine.keys() & other.keys())
         if not common:
             return None

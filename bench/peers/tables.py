@@ -85,7 +85,7 @@ def _table(
     for engine in summary.engines:
         row(label(engine), lambda cell, engine=engine: _rate(cell, engine))  # type: ignore[misc]
     row("bound", _bound)
-    row("best of ours ÷ bound", _share_of_bound)
+    row("best of ours but n-gram ÷ bound", _share_of_bound)
     row("best of ours ÷ best of all peers", lambda cell: _versus(_best(cell), named=True))
     row("ours, auto ÷ ours, plain", lambda cell: _versus(cell.versus(AUTO, PLAIN)))
     row(
@@ -97,7 +97,7 @@ def _table(
     for engine in summary.engines:
         row(label(engine), lambda cell, engine=engine: _decode(cell, engine))  # type: ignore[misc]
     row("bound", lambda cell: NOTHING if cell.bound is None else f"{cell.bound.decode:.0f}")
-    row("best of ours ÷ bound, the mode of the table above", _share_of_decode_bound)
+    row("best of ours but n-gram ÷ bound, the mode of the table above", _share_of_decode_bound)
     return "\n".join(lines)
 
 
@@ -126,14 +126,14 @@ def _bound(cell: CellSummary) -> str:
 
 
 def _share_of_bound(cell: CellSummary) -> str:
-    best = None if cell.best_of_ours is None else cell.rate(cell.best_of_ours)
+    best = None if cell.best_bounded is None else cell.rate(cell.best_bounded)
     if best is None or cell.bound is None:
         return NOTHING
     return f"{best.value / cell.bound.total:.2f}"
 
 
 def _share_of_decode_bound(cell: CellSummary) -> str:
-    ours = cell.best_of_ours
+    ours = cell.best_bounded
     rate = None if ours is None else cell.decode_rate(ours)
     if rate is None or cell.bound is None:
         return NOTHING

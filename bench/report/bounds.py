@@ -27,8 +27,5 @@ class Bounds:
         if self.recorded is None or costs is None or concurrency is None or tokens is None:
             return None
         batch = min(concurrency, self._batches.get((cell.pair, cell.candidate)) or concurrency)
-        drafts = cell.speculation
-        length = drafts.draft_length.value if drafts.draft_length else 0.0
-        per_cycle = drafts.acceptance_length.value if drafts.acceptance_length else 1.0
-        work = CellWork(batch, tokens[0], tokens[1], length, per_cycle)
+        work = CellWork(batch, tokens[0], tokens[1], *cell.speculation.per_pass)
         return cell_bound(self.recorded.rates, costs.verifier, costs.draft, work)

@@ -161,6 +161,7 @@ def _speculation(mean: _Means) -> Speculation:
         draft_length=mean.of(lambda m: m.drafts.drafted, lambda m: m.drafts.cycles),
         per_position=tuple(count / cycles for count in at) if cycles else (),
         cycles=cycles,
+        plain=sum(drafts.plain for drafts in found),
         drafted=sum(drafts.drafted for drafts in found),
         accepted=sum(drafts.accepted for drafts in found),
     )

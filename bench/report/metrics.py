@@ -50,9 +50,11 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """Sums of ``done.speculation``; ``accepted_at``: by position of the draft."""
+    """Sums of ``done.speculation``; ``accepted_at``: by position of the draft. ``plain``: passes of
+    the verifier without drafts, each of which made one token."""
 
     cycles: int
+    plain: int
     drafted: int
     accepted: int
     accepted_at: tuple[int, ...]
@@ -210,19 +212,22 @@ def _events(
 
 
 def _drafts(requests: Sequence[RequestRecord]) -> Drafts:
-    cycles = drafted = accepted = 0
+    cycles = plain = drafted = accepted = 0
     at: list[int] = []
     for request in requests:
         if request.speculation is None:
             continue
-        cycles += int(request.speculation["cycles"])
+        mine, kept = int(request.speculation["cycles"]), int(request.speculation["accepted"])
+        cycles += mine
+        accepted += kept
         drafted += int(request.speculation["drafted"])
-        accepted += int(request.speculation["accepted"])
+        # The first token is the prompt's; the last cycle may have made more than were wanted.
+        plain += max(0, len(request.ids) - 1 - mine - kept)
         positions = request.speculation["accepted_per_pos"]
         at.extend([0] * (len(positions) - len(at)))
         for position, count in enumerate(positions):
             at[position] += int(count)
-    return Drafts(cycles, drafted, accepted, tuple(at))
+    return Drafts(cycles, plain, drafted, accepted, tuple(at))
 
 
 def _followed(requests: Sequence[RequestRecord], window: int) -> Followed | None:

@@ -15,6 +15,7 @@ from bench.statistics import Estimate as Estimate
 from bench.statistics import Quantile, Ratio
 
 Verdict = Literal["ahead", "behind", "no difference shown", "too few blocks", "failed"]
+NOT_COMPARED: tuple[Verdict, ...] = ("too few blocks", "failed")
 ValleyVerdict = Literal["valley", "no valley", "too few blocks", "not testable with these loads"]
 Durations = Literal["timelines", "arrivals"]
 
@@ -44,7 +45,8 @@ class Speculation:
 
     ``acceptance_rate``: accepted / drafted; ``acceptance_length``: 1 + accepted / cycles;
     ``draft_length``: drafted / cycles. ``per_position``: share of the cycles in which the token at
-    this position of the draft was accepted.
+    this position of the draft was accepted. ``plain``: passes of the verifier without drafts, which
+    are in none of these.
     """
 
     acceptance_rate: Estimate | None
@@ -52,8 +54,17 @@ class Speculation:
     draft_length: Estimate | None
     per_position: tuple[float, ...]
     cycles: int
+    plain: int
     drafted: int
     accepted: int
+
+    @property
+    def per_pass(self) -> tuple[float, float]:
+        """Draft tokens, and output tokens, for each pass of the verifier, plain ones included."""
+        passes = self.cycles + self.plain
+        if not passes:
+            return 0.0, 1.0
+        return self.drafted / passes, (passes + self.accepted) / passes
 
 
 @dataclass(frozen=True, slots=True)

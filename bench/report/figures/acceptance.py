@@ -23,6 +23,7 @@ from bench.report.figures.series import (
 from bench.report.figures.style import new_figure
 from bench.report.figures.view import View
 from bench.report.summaries import CellSummary, Estimate
+from bench.statistics import MIN_BLOCKS
 
 SAME = 0.02
 """Shares that differ by less are called the same."""
@@ -147,11 +148,12 @@ def _grouped(cells: Sequence[CellSummary], by: str) -> list[list[CellSummary]]:
 
 
 def _apart(cells: Sequence[CellSummary]) -> bool:
-    """Whether two of the intervals have no value in common."""
+    """Whether two of the intervals have no value in common, of cells with enough blocks."""
     intervals = [
         (estimate.low, estimate.high)
         for cell in cells
-        if (estimate := rate(cell)) is not None
+        if cell.blocks >= MIN_BLOCKS
+        and (estimate := rate(cell)) is not None
         and estimate.low is not None
         and estimate.high is not None
     ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench.report.figures.view import Value, View
 from bench.report.summaries import CellSummary, Estimate
+from bench.statistics import MIN_BLOCKS
 
 
 def span(chosen: Sequence[int], known: Sequence[int]) -> str:
@@ -152,13 +153,15 @@ def most(view: View, pair: str, value: Value) -> tuple[int, Estimate] | None:
 
 
 def apart_below(view: View, pair: str, value: Value) -> dict[str, list[int]]:
-    """Where a candidate's interval lies wholly below those of all others, by candidate."""
+    """Where a candidate's interval lies wholly below those of all others, by candidate, of cells
+    with enough blocks to compare."""
     found: dict[str, list[int]] = {}
     for load in view.closed:
+        cells = {name: view.analysis.cell(pair, name, load.name) for name in view.candidates}
         here = {
             name: estimate
-            for name in view.candidates
-            if (estimate := value(view.analysis.cell(pair, name, load.name))) is not None
+            for name, cell in cells.items()
+            if cell.blocks >= MIN_BLOCKS and (estimate := value(cell)) is not None
         }
         lowest = _wholly_below(here)
         if lowest is not None:

@@ -136,6 +136,8 @@ def finding(view: View) -> str:
     shown = [cell for cell in every if cell.shown and cell.ratio is not None]
     failed = sum(cell.failed for cell in every)
     tail = f"; {failed} lack failed blocks" if failed else ""
+    if failed == len(every):
+        return f"Nothing to compare: blocks of all {failed} comparisons of throughput failed"
     few = sum(cell.verdict == "too few blocks" for cell in every)
     if few and few + failed == len(every):
         return f"Too few blocks to compare throughput: fewer than {MIN_BLOCKS}{tail}"
@@ -180,6 +182,8 @@ def _rows(view: View, pair: str) -> list[list[Cell]]:
         row = []
         for load in view.loads:
             found = noise[twin, candidate, load.name]
+            sides = [view.analysis.cell(pair, name, load.name) for name in (twin, candidate)]
+            failed = found.ratio is None and any(cell.blocks < cell.measured for cell in sides)
             verdict = {True: "noise", False: "noise beyond its interval", None: "too few blocks"}
             row.append(
                 Cell(
@@ -189,10 +193,10 @@ def _rows(view: View, pair: str) -> list[list[Cell]]:
                     load.name,
                     found.ratio,
                     found.floor,
-                    "failed" if found.ratio is None else verdict[found.holds],
+                    "failed" if failed else verdict[found.holds],
                     found.blocks,
                     shown=False,
-                    failed=found.ratio is None,
+                    failed=failed,
                 )
             )
         rows.append(row)

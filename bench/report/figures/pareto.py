@@ -128,8 +128,11 @@ def finding(view: View, pair: str) -> str:
         return f"the frontier of one user's tokens/s against all users' is {parts[0]}"
     if len(parts) == 1:
         name = cells[0].candidate
-        return f"only {name} is on the frontier of one user's tokens/s against all users'"
-    return f"on the frontier of one user's tokens/s against all users': {findings.listed(parts)}"
+        return f"by means only {name} is on the frontier of one user's tokens/s against all users'"
+    return (
+        "by means on the frontier of one user's tokens/s against all users': "
+        f"{findings.listed(parts)}"
+    )
 
 
 def _line(axes: Axes, view: View, name: str, found: Sequence[Point]) -> None:

@@ -35,12 +35,7 @@ def draw(view: View) -> Picture | None:
     """A row for each pair, a panel for each load, a bar for each candidate; None without
     timelines."""
     loads = shown_loads(view.closed or view.loads, MOST_LOADS)
-    cells = [
-        view.analysis.cell(pair, candidate, load.name)
-        for pair in view.pairs
-        for candidate in view.candidates
-        for load in view.loads
-    ]
+    cells = _cells(view)
     used = [g for g in GROUPS if any(c.time_spent and c.time_spent.groups[g] > 0 for c in cells)]
     if not used:
         return None
@@ -92,9 +87,19 @@ def draw(view: View) -> Picture | None:
     )
 
 
+def _cells(view: View) -> list[CellSummary]:
+    """Of all loads, closed loops or not."""
+    return [
+        view.analysis.cell(pair, candidate, load.name)
+        for pair in view.pairs
+        for candidate in view.candidates
+        for load in view.loads
+    ]
+
+
 def finding(view: View) -> str:
     """What takes most of a token's time, and whether that changes."""
-    cells = view.counted(lambda cell: cell.time_spent)
+    cells = [cell for cell in _cells(view) if cell.time_spent is not None]
     if not cells:
         return "No timelines were recorded"
     kinds = {_most(cell) for cell in cells}
@@ -113,10 +118,7 @@ def _of_pair(view: View, cells: Sequence[CellSummary]) -> str:
     for kind in dict.fromkeys(_most(cell) for cell in cells):
         mine = [cell for cell in cells if _most(cell) == kind]
         where = {
-            name: findings.span(
-                [cell.shape.concurrency or 0 for cell in mine if cell.candidate == name],
-                view.concurrencies,
-            )
+            name: _places(view, [cell for cell in mine if cell.candidate == name])
             for name in dict.fromkeys(cell.candidate for cell in mine)
         }
         if len(where) == len(view.candidates) > 1 and len(set(where.values())) == 1:
@@ -124,6 +126,16 @@ def _of_pair(view: View, cells: Sequence[CellSummary]) -> str:
         else:
             parts.append(f"{kind} ({', '.join(f'{name} at {at}' for name, at in where.items())})")
     return f"the largest part of a token's time is {findings.listed(parts)}"
+
+
+def _places(view: View, cells: Sequence[CellSummary]) -> str:
+    """Where these cells are: at what concurrency, or of loads that are no closed loops by name."""
+    closed = [cell.shape.concurrency for cell in cells if cell.shape.concurrency is not None]
+    labels = {load.name: load_label(load) for load in view.loads if load.concurrency is None}
+    open_ = [labels[cell.load] for cell in cells if cell.load in labels]
+    return findings.listed(
+        [*([findings.span(closed, view.concurrencies)] if closed else []), *open_]
+    )
 
 
 def _most(cell: CellSummary) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,7 +53,14 @@ def test_the_finding_is_the_largest_difference_that_was_shown(tmp_path: Path) ->
 def test_no_finding_is_made_up() -> None:
     alike = Point("8", 1, 1.02, 0.9, 1.1, "no difference shown")
     few = dataclasses.replace(alike, verdict="too few blocks")
-    assert "no difference that was shown (at most 2%" in finding("the batch", "32", [alike])
+    assert finding("the batch", "32", [alike]) == (
+        "The batch makes no difference that was shown (intervals reach 10% from 32)"
+    )
+    failed = dataclasses.replace(alike, ratio=3.0, high=4.0, verdict="failed")
+    assert finding("the batch", "32", [alike, failed, few]).endswith(
+        "(intervals reach 10% from 32; 2 of 3 were not compared)"
+    )
+    assert finding("the batch", "32", [failed, few]).endswith("too few blocks to compare")
     assert finding("the batch", "32", [few]).endswith("too few blocks to compare")
     assert finding("the batch", "32", []).endswith("too few blocks to compare")
 
@@ -87,6 +95,28 @@ def test_waits_are_compared_in_pairs() -> None:
     assert [(point.value, point.concurrency, point.verdict) for point in found] == [
         ("spin", 8, "behind")
     ]
+
+
+def test_the_page_is_made_again_of_all_that_is_there(tmp_path: Path) -> None:
+    ablation = ABLATIONS["queue-factor"]
+    names = dict.fromkeys(ablation.candidates, "unified")
+    make_results(tmp_path / ablation.name, candidates=names, concurrencies=ablation.loads)
+    first = [100.0 + place for place in range(8)]
+    rates = {name: {"1": [rate * 0.8 for rate in first]} for name in WAIT_VARIANTS[1:]}
+    (tmp_path / "wait").mkdir()
+    kept = {"facts": {}, "rates": {WAIT_VARIANTS[0]: {"1": first}, **rates}}
+    (tmp_path / "wait" / waiting.RATES).write_text(json.dumps(kept), encoding="utf-8")
+    done = CliRunner().invoke(ablate, ["--report-only", "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert titles[0].startswith("## How many requests are admitted beyond the batch")
+    assert titles[1] == (
+        "## How processes wait for messages: hybrid yields 20% less than block with 1 client"
+    )
+    nothing = CliRunner().invoke(ablate, ["--report-only", "--output", str(tmp_path / "x")])
+    assert nothing.exit_code == 1
+    assert nothing.output.strip().endswith("x has no ablations")
 
 
 @pytest.mark.parametrize(("name", "words"), [("streams", "needs a GPU"), ("x", "is not one of")])

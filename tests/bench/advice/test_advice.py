@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
-from made_results import make_results
+from made_results import Truth, make_results
 
 from bench.advice.advising import advice, measured_advice, options, typed_table
 from bench.advice.command import advise
-from bench.advice.regret import regrets, rule_regrets, table
-from bench.advice.rules import select_architecture, slide
+from bench.advice.regret import regrets, rule_regrets, table, verifier_sizes
+from bench.advice.rules import RULES, VerifierSize, select_architecture, slide
 from bench.emulation.law import HostCosts, Work
 from bench.report.analysis import Analysis, analyse
 from bench.results.records import Load
+from bench.roofline import ModelCost
+from bench.roofline.recorded import KEY, PairCosts, Recorded
 
 RATES = {"unified": 100.0, "pd": 120.0, "pdv": 90.0}
 
@@ -55,17 +60,62 @@ def test_regret_is_what_is_lost_to_the_best(analysis: Analysis) -> None:
     assert (right.regret, right.shown) == (0.0, False)
     assert wrong.regret == pytest.approx(0.25, abs=0.02)
     assert wrong.best == "pd"
-    assert wrong.shown is None or wrong.shown
+    assert wrong.shown is True
     assert absent.regret == pytest.approx(1 / 6, abs=0.02)
     assert absent.shown is True
     assert regrets(analysis, "me", {("shipped", 4): "baseline"}) == []
 
 
 def test_the_rules_are_judged_where_their_choice_was_measured(analysis: Analysis) -> None:
-    found = {(item.who, item.concurrency): item for item in rule_regrets(analysis, {})}
+    every = rule_regrets(analysis, {"shipped": VerifierSize(0.1, 0.02)})
+    found = {(item.who, item.concurrency): item for item in every}
     assert found["slide", 4].regret == 0
     assert found["select_architecture", 32].chosen == "pdv"
     assert "| slide | shipped | 32 | pdv | pd |" in table(list(found.values()))
+
+
+def test_the_rules_are_asked_with_the_size_that_a_pair_has(analysis: Analysis) -> None:
+    assert rule_regrets(analysis, {}) == []
+    large = rule_regrets(analysis, {"shipped": VerifierSize(67.0, 34.0)})
+    assert {(item.who, item.concurrency): item.chosen for item in large} == {
+        ("select_architecture", 4): "pd",
+        ("select_architecture", 32): "pdv",
+        ("slide", 4): "pdv",
+        ("slide", 32): "pdv",
+    }
+    assert RULES["select_architecture"](8, VerifierSize(13.5, 7.0)) == "pdv"
+    assert RULES["slide"](20, VerifierSize(13.5, 7.0)) == "pd"
+
+
+def recorded(verifier: ModelCost) -> Recorded:
+    """What a run keeps of its machine and of such a verifier."""
+    return Recorded("a CPU", True, 1e10, 1e11, {"shipped": PairCosts(verifier, verifier)})
+
+
+def test_a_verifier_is_as_large_as_its_shape_says(analysis: Analysis) -> None:
+    assert verifier_sizes(analysis) == {}
+    codellama = ModelCost(48, 8192, 64, 8, 128, 22016, 32000, 2)
+    kept = msgspec.to_builtins(recorded(codellama))
+    environment = {**analysis.run.environment, KEY: kept}
+    run = msgspec.structs.replace(analysis.run, environment=environment)
+    (size,) = verifier_sizes(dataclasses.replace(analysis, run=run)).values()
+    assert size == (pytest.approx(67.5, abs=0.2), 34.0)
+
+
+def test_nothing_is_recommended_of_too_few_blocks(tmp_path: Path) -> None:
+    few = analyse(make_results(tmp_path, candidates={"unified": "unified", "pd": "pd"}, blocks=3))
+    with pytest.raises(ValueError, match="nothing can be recommended for the pair 'shipped'"):
+        measured_advice(few, "shipped", 8)
+
+
+def test_what_lacks_blocks_is_named_and_judged_by_nobody(tmp_path: Path) -> None:
+    failed = {("pdv", "C=8", block): "it died" for block in range(3)}
+    truth = Truth(candidates=("unified", "pd", "pdv"), concurrencies=(8,), blocks=8, failed=failed)
+    found = analyse(truth.in_memory())
+    _, _, sure = measured_advice(found, "shipped", 8)
+    assert sure.endswith("not compared: pdv.")
+    (judged,) = regrets(found, "me", {("shipped", 8): "pdv"})
+    assert judged.shown is (False if judged.best == "pdv" else None)
 
 
 def test_advice_from_a_measured_run(analysis: Analysis) -> None:
@@ -80,6 +130,8 @@ def test_a_typed_table_adds_up() -> None:
     assert steps.step_us("verify", 1, 1, 400) == pytest.approx(2000)
     assert steps.step_us("verify", 8, 5, 0) == pytest.approx(2000 + 10 * 39)
     assert steps.step_us("draft", 64, 1, 0) == pytest.approx(300)
+    assert steps.step_us("prefill", 1, 100, 0) == pytest.approx(500)
+    assert steps.step_us("prefill", 5.5, 400, 0) == pytest.approx(5.5 * 500)
 
 
 def test_dear_messages_are_advised_against() -> None:
@@ -120,6 +172,14 @@ def test_wrong_use_is_one_sentence(arguments: list[str], words: str) -> None:
 def test_the_command_says_three_sentences_and_its_regret(tmp_path: Path) -> None:
     make_results(tmp_path / "made", concurrencies=(4,), rate=rate)
     arguments = ["-c", "4", "--costs", "h200-llama-2-7b", "--results", str(tmp_path / "made")]
+    done = CliRunner().invoke(advise, arguments)
+    assert done.exit_code == 0, done.output
+    assert "does not say how large the verifier of shipped is" in done.output
+    assert "select_architecture" not in done.output
+    kept = tmp_path / "made" / "run.json"
+    run = json.loads(kept.read_text(encoding="utf-8"))
+    run["environment"][KEY] = msgspec.to_builtins(recorded(ModelCost(10, 256, 4, 2, 64, 640, 4, 4)))
+    kept.write_text(json.dumps(run), encoding="utf-8")
     done = CliRunner().invoke(advise, arguments)
     assert done.exit_code == 0, done.output
     sentences, _, regret = done.output.partition("\n\n")

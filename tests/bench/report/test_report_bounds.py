@@ -35,15 +35,10 @@ def test_measured_over_bound_of_every_cell() -> None:
     for cell in analysis.cells:
         assert cell.mean_tokens is not None
         drafts, concurrency = cell.speculation, cell.shape.concurrency
-        assert drafts.draft_length is not None
-        assert drafts.acceptance_length is not None
         assert concurrency is not None
-        work = CellWork(
-            concurrency,
-            *cell.mean_tokens,
-            drafts.draft_length.value,
-            drafts.acceptance_length.value,
-        )
+        passes = drafts.cycles + drafts.plain
+        tokens = drafts.cycles + drafts.accepted + drafts.plain
+        work = CellWork(concurrency, *cell.mean_tokens, drafts.drafted / passes, tokens / passes)
         bound = cell_bound(RECORDED.rates, VERIFIER, DRAFT, work)
         assert cell.bound == pytest.approx(bound)
         assert cell.throughput is not None
