@@ -144,7 +144,7 @@ def lines_picture(
     _axis(axes, x, [row[x] for row in rows])
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     columns = tuple(rows[0])
     return Picture(
         name=name,

@@ -211,8 +211,8 @@ def _delays(law: Rows, pictures: list[Picture | None]) -> list[str]:
     of = {row["delay_us"]: row["found"] for row in rows if row["concurrency"] == few}
     lost = "" if 0 not in of or longest not in of else f"{1 - of[longest] / of[0]:.0%}"
     title = (
-        f"Emulated: {longest:g} µs more for each message cost pdv {lost} of its rate with {few} "
-        "clients at a time"
+        f"Emulated: {longest:g} µs more for each message cost pdv {lost} of its rate with "
+        f"{clients(few)} at a time"
     )
     pictures.append(
         figures.lines_picture(
