@@ -32,6 +32,9 @@ BASE = "h200-llama-2-7b"
 
 PAIRS = ("h200-tinyllama", "h200-llama-2-7b", "h200-codellama-34b")
 TOPOLOGIES = ("unified", "pd", "pdv")
+VALIDATED = (*TOPOLOGIES, "baseline")
+"""Those whose emulation is compared with real servers; the law says nothing of the last one."""
+
 DELAYED_STEP_MS = 3.0
 CYCLES = 40
 """A window has so many cycles at least, by the law."""
@@ -230,7 +233,7 @@ def validation_study(
     the same time and are asked in turn. Where the table's steps take turns those of real workers
     do, too. ``given``: options of both, those with which the table was calibrated."""
     groups = []
-    for topology in TOPOLOGIES:
+    for topology in VALIDATED:
         alone = topology == "unified" or table.overlap
         exclusive = () if alone else (("exclusive_device", True),)
         most = (("max_num_seqs", table.steps["verify"].sequences[-1]),)
