@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.memory.kv_cache import KVCache
@@ -21,6 +20,7 @@ from pdv_mp.wire.engine import Finish, LogprobColumns, Open, PromptLogprobs, Sta
 from pdv_mp.workers.worker import Send, Worker
 
 _ENCODE = state_index("front>verify.encode")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,13 @@ class KVWatcher:
         self._worker = worker
         self._lengths = lengths
         self._written = np.zeros(worker.table.num_slots, np.int64)
-        forward = runner.transformer.forward
-
-        def watched(batch: ForwardBatch, *arguments: object, **keywords: object) -> torch.Tensor:
-            slots, starts = batch.slots, batch.start_positions
-            assert np.array_equal(starts, self._written[slots]), "a gap, or rows computed twice"
-            self._written[slots] = starts + batch.query_lens
-            return forward(batch, *arguments, **keywords)
-
-        runner.transformer.forward = watched  # type: ignore[method-assign]
+        runner.transformer.forward = self._watched(  # type: ignore[method-assign]
+            runner.transformer.forward
+        )
+        if runner.chooser is not None:
+            runner.chooser.best_ids = self._watched(  # type: ignore[method-assign]
+                runner.chooser.best_ids
+            )
         drafter = runner.drafter
         if drafter is None:
             return
@@ -98,6 +96,15 @@ class KVWatcher:
             return draft(batch, cache, lengths, *arguments)
 
         drafter.draft = watched_draft  # type: ignore[method-assign]
+
+    def _watched(self, forward: Callable[..., Found]) -> Callable[..., Found]:
+        def watched(batch: ForwardBatch, *arguments: object, **keywords: object) -> Found:
+            slots, starts = batch.slots, batch.start_positions
+            assert np.array_equal(starts, self._written[slots]), "a gap, or rows computed twice"
+            self._written[slots] = starts + batch.query_lens
+            return forward(batch, *arguments, **keywords)
+
+        return watched
 
     def admitted(self, slot: int) -> None:
         """A slot has a new owner; what came from the prefix cache counts as written."""

@@ -128,10 +128,13 @@ class Stopwatch:
         finish(runner.device)
         started = time.perf_counter_ns()
         cache = runner.cache
-        plan = cache.plan(batch) if plan is None else cache.advance(plan, batch)
-        logits = runner.forward(batch, plan)
-        if len(wanted):
-            sample(logits, parameters).cpu()
+        if step == "verify" and runner.chooser is not None:
+            runner.chooser.best_ids(batch, cache, runner.vocab_size)
+        else:
+            plan = cache.plan(batch) if plan is None else cache.advance(plan, batch)
+            logits = runner.forward(batch, plan)
+            if len(wanted):
+                sample(logits, parameters).cpu()
         finish(runner.device)
         took = time.perf_counter_ns() - started
         return max(0, took - self._choosing_ns(step, parameters)) / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,7 +119,7 @@ class ContiguousKVCache(KVCache):
         end = self._check_rows(slot, start, rows)
         self._rows[:, slot, start:end] = rows
 
-    @property
+    @cached_property
     def addresses(self) -> Addresses:
         # [slot, layer, position, key or value, head, head_dim]
         by_slot = self._rows.transpose(0, 1)

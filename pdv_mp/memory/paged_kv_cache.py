@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,7 +127,7 @@ class PagedKVCache(KVCache):
         places += row_positions % self.block_size
         return places
 
-    @property
+    @cached_property
     def addresses(self) -> Addresses:
         layer, block, position, value, head, _ = self.pool.stride()
         return Addresses(self.pool.data_ptr(), self.block_size, block, layer, value, head, position)

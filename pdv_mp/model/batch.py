@@ -73,7 +73,8 @@ class ForwardBatch:
         token_ids: [N]; query_lens, start_positions, slots: [B]; logit_rows: [M] or None. Raises
         ValueError for columns that do not fit together, an empty sequence or a slot used twice.
         """
-        device = torch.device(device)
+        if not isinstance(device, torch.device):
+            device = torch.device(device)
         query_lens = np.asarray(query_lens, dtype=np.int64)
         start_positions = np.asarray(start_positions, dtype=np.int64)
         slots = np.asarray(slots, dtype=np.int64)

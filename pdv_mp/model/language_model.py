@@ -36,6 +36,16 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
+class GreedyChooser(Protocol):
+    """A model that finds the best ids in the call that computes their logits."""
+
+    def best_ids(self, batch: ForwardBatch, cache: KVCache, vocab_size: int) -> NDArray[np.int64]:
+        """As :meth:`LanguageModel.forward`, but of each wanted row only the best one of the first
+        `vocab_size` ids, of equal ones the lowest: [M]."""
+        ...
+
+
+@runtime_checkable
 class Drafter(Protocol):
     """A model that drafts several tokens in one call."""
 

@@ -148,6 +148,10 @@ class SamplingTable:
         self._min_p[slots] = columns.min_p
         self._seeds[slots] = columns.seeds
 
+    def all_greedy(self, slots: npt.NDArray[np.int64]) -> bool:
+        """Whether none of these slots draws noise."""
+        return not self._temperature[slots].any()
+
     def rows(self, slots: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> SamplingRows:
         """The rows of a batch: ``slots`` [R], one slot may occur many times; ``positions`` [R]."""
         return SamplingRows(

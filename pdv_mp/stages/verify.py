@@ -13,7 +13,7 @@ from pdv_mp.resources.resources import ModelRunner
 from pdv_mp.scheduling.columns import ragged_range
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.sequences import SequenceTable
-from pdv_mp.speculation.acceptance import AcceptanceRule
+from pdv_mp.speculation.acceptance import AcceptanceRule, accept
 from pdv_mp.speculation.shared_gumbel import SharedGumbel
 from pdv_mp.stages.logprobs import emitted_logprobs
 from pdv_mp.stages.messages import Column, Proposal, Verdict, known
@@ -77,13 +77,29 @@ class VerifyStage:
             logit_rows=None,
             device=self._target.device,
         )
-        logits = self._target.forward(batch)
         self._counters.verify_forwards += 1
         table.target_len[proposal.slots] += lengths
+        best = self._best_ids(batch)
+        if best is not None:
+            return Verdict(proposal, *accept(proposal.ids, proposal.lengths, best))
+        logits = self._target.forward(batch)
         rows = table.sampling.rows(batch.row_slots, batch.row_positions + 1)
         outcome = self._rule.judge(proposal.ids, proposal.lengths, proposal.laws, logits, rows)
         verdict = Verdict(proposal, outcome.accepted, outcome.next_ids)
         return self._with_logprobs(verdict, logits, np.cumsum(lengths) - lengths)
+
+    def _best_ids(self, batch: ForwardBatch) -> Column | None:
+        """The verifier's own tokens of all rows [N], where it finds them itself and nobody wants to
+        see its logits; None elsewhere."""
+        target, table = self._target, self._table
+        if target.chooser is None or not isinstance(self._rule, SharedGumbel):
+            return None
+        if not table.sampling.all_greedy(batch.slots) or self._wants_logprobs(batch.slots):
+            return None
+        return target.chooser.best_ids(batch, target.cache, target.vocab_size)
+
+    def _wants_logprobs(self, slots: Column) -> bool:
+        return bool((self._table.logprobs[slots] >= 0).any())
 
     def _run_recorded(self, proposal: Proposal) -> Verdict | None:
         """The forward and the judgement as one replay; None where nothing such is recorded."""
@@ -109,7 +125,7 @@ class VerifyStage:
     def _with_logprobs(self, verdict: Verdict, logits: Tensor, first_rows: Column) -> Verdict:
         """With log-probabilities where some request wants them; ``first_rows`` [B]: where each
         request's logits begin."""
-        if (self._table.logprobs[verdict.proposal.slots] < 0).all():
+        if not self._wants_logprobs(verdict.proposal.slots):
             return verdict
         proposal = verdict.proposal
         emitted = np.pad(proposal.ids, ((0, 0), (0, 1)))

@@ -182,6 +182,12 @@ struct Batch {
   int64_t rows, sequences, units, wanted;
 };
 
+// Where the best id of each wanted row goes, [wanted]. Tokens from `vocab_size` on are not chosen.
+struct Choice {
+  int64_t* ids;
+  int64_t vocab_size;
+};
+
 // What a greedy draft is to write: the first `lengths[b]` >= 1 entries of each row of `ids`. Tokens
 // from `vocab_size` on are not chosen.
 struct Drafts {
@@ -666,9 +672,27 @@ struct Workspace {
   }
 };
 
+// The lowest of the best ids; any of them where scores are no numbers.
+int64_t best_of(const float* scores, int64_t size) {
+  float highest = scores[0];
+  int64_t i = 0;
+  if (size >= LANES) {
+    Vector most = load<Vector>(scores);
+    for (i = LANES; i + LANES <= size; i += LANES) {
+      const Vector next = load<Vector>(scores + i);
+      most = next > most ? next : most;
+    }
+    highest = most[0];
+    for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, most[lane]);
+  }
+  for (; i < size; ++i) highest = std::max(highest, scores[i]);
+  const int64_t found = std::find(scores, scores + size, highest) - scores;
+  return found < size ? found : 0;
+}
+
 template <int W>
 void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& space,
-         float* logits, int threads, double* seconds) {
+         float* logits, const Choice* choice, int threads, double* seconds) {
   const Work work{model, cache, batch};
   int64_t row = 0;
   for (int64_t sequence = 0; sequence < batch.sequences; ++sequence) {
@@ -763,51 +787,40 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
       normalise();
       multiply<Then::STORE>(shares, step++, HEAD, thread, model.lm_head, hidden, rows, space.scale,
                             logits, model.lm_head.outputs);
+      if (choice) {
+        shares.run(step++, HEAD, thread, rows, [&](int64_t r) {
+          choice->ids[r] = best_of(logits + r * model.lm_head.outputs, choice->vocab_size);
+        });
+      }
     }
   }
 }
 
 void forward(const Model& model, const Cache& cache, const Batch& batch, char* workspace,
-             int64_t context, float* logits, int threads, double* seconds) {
+             int64_t context, float* logits, const Choice* choice, int threads, double* seconds) {
   Arena arena(workspace);
   Workspace space(arena, model, batch.rows, batch.wanted, context, threads);
   const int64_t size = model.head_dim;
   if (LANES >= 16 && size % 16 == 0) {
-    run<16>(model, cache, batch, space, logits, threads, seconds);
+    run<16>(model, cache, batch, space, logits, choice, threads, seconds);
   } else if (LANES >= 8 && size % 8 == 0) {
-    run<8>(model, cache, batch, space, logits, threads, seconds);
+    run<8>(model, cache, batch, space, logits, choice, threads, seconds);
   } else if (size % 4 == 0) {
-    run<4>(model, cache, batch, space, logits, threads, seconds);
+    run<4>(model, cache, batch, space, logits, choice, threads, seconds);
   } else {
-    run<2>(model, cache, batch, space, logits, threads, seconds);
+    run<2>(model, cache, batch, space, logits, choice, threads, seconds);
   }
-}
-
-// The lowest of the best ids.
-int64_t best_of(const float* scores, int64_t size) {
-  float highest = scores[0];
-  int64_t i = 0;
-  if (size >= LANES) {
-    Vector most = load<Vector>(scores);
-    for (i = LANES; i + LANES <= size; i += LANES) {
-      const Vector next = load<Vector>(scores + i);
-      most = next > most ? next : most;
-    }
-    highest = most[0];
-    for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, most[lane]);
-  }
-  for (; i < size; ++i) highest = std::max(highest, scores[i]);
-  return std::find(scores, scores + size, highest) - scores;
 }
 
 // What a draft keeps between its steps: the batch of those sequences that go on.
 struct DraftSpace {
   float* logits;
-  int64_t *token_ids, *positions, *ones, *table, *members;
+  int64_t *chosen, *token_ids, *positions, *ones, *table, *members;
   char* workspace;
 
   DraftSpace(Arena& arena, const Model& model, int64_t sequences, int64_t units)
       : logits(arena.take<float>(sequences * model.lm_head.outputs)),
+        chosen(arena.take<int64_t>(sequences)),
         token_ids(arena.take<int64_t>(sequences)),
         positions(arena.take<int64_t>(sequences)),
         ones(arena.take<int64_t>(sequences)),
@@ -829,11 +842,12 @@ int64_t pdv_workspace(const Model* model, int64_t rows, int64_t wanted, int64_t 
 }
 
 // Write the keys and values of all rows, and logits [wanted, vocab_size]. `workspace`: aligned to
-// 64 bytes and as large as pdv_workspace says. `seconds` [PHASES], null: not wanted; what each
-// phase took is added.
+// 64 bytes and as large as pdv_workspace says. `choice`, null: not wanted. `seconds` [PHASES],
+// null: not wanted; what each phase took is added.
 void pdv_forward(const Model* model, const Cache* cache, const Batch* batch, char* workspace,
-                 int64_t context, float* logits, int64_t threads, double* seconds) {
-  forward(*model, *cache, *batch, workspace, context, logits, int(threads), seconds);
+                 int64_t context, float* logits, const Choice* choice, int64_t threads,
+                 double* seconds) {
+  forward(*model, *cache, *batch, workspace, context, logits, choice, int(threads), seconds);
 }
 
 // Bytes that pdv_draft needs besides those of its first step.
@@ -850,7 +864,8 @@ void pdv_draft(const Model* model, const Cache* cache, const Batch* batch, const
                char* workspace, int64_t context, int64_t threads, double* seconds) {
   Arena arena(workspace);
   const DraftSpace space(arena, *model, batch->sequences, batch->units);
-  const int64_t units = batch->units, vocab_size = model->lm_head.outputs;
+  const int64_t units = batch->units;
+  const Choice choice{space.chosen, drafts->vocab_size};
   Batch next = *batch;
   for (int64_t b = 0; b < batch->sequences; ++b) {
     space.members[b] = b;
@@ -859,11 +874,12 @@ void pdv_draft(const Model* model, const Cache* cache, const Batch* batch, const
   }
   std::memcpy(space.table, batch->table, batch->sequences * units * sizeof(int64_t));
   for (int64_t step = 0; next.sequences; ++step) {
-    forward(*model, *cache, next, space.workspace, context, space.logits, int(threads), seconds);
+    forward(*model, *cache, next, space.workspace, context, space.logits, &choice, int(threads),
+            seconds);
     int64_t going = 0;
     for (int64_t i = 0; i < next.sequences; ++i) {
       const int64_t member = space.members[i];
-      const int64_t id = best_of(space.logits + i * vocab_size, drafts->vocab_size);
+      const int64_t id = space.chosen[i];
       drafts->ids[member * drafts->width + step] = id;
       if (drafts->lengths[member] == step + 1) continue;
       space.members[going] = member;

@@ -89,6 +89,10 @@ class Batch(Structure):
     )
 
 
+class Choice(Structure):
+    _fields_ = (("ids", c_void_p), ("vocab_size", c_int64))
+
+
 class Drafts(Structure):
     _fields_ = (
         ("lengths", c_void_p),
@@ -122,6 +126,7 @@ class NativeLibrary:
             c_void_p,
             c_int64,
             c_void_p,
+            POINTER(Choice),
             c_int64,
             c_void_p,
         )

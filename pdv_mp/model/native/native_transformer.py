@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pdv_mp.model.native.library import Batch, Cache, Drafts, Layer, Matrix, Model, NativeLibrary
+from pdv_mp.model.native.library import (
+    Batch,
+    Cache,
+    Choice,
+    Drafts,
+    Layer,
+    Matrix,
+    Model,
+    NativeLibrary,
+)
 from pdv_mp.model.rope import rotation_table
 
 if TYPE_CHECKING:
@@ -63,6 +72,8 @@ class NativeTransformer:
         self.seconds: NDArray[np.float64] | None = None
         """What each of PHASES took is added to, if it is wanted: [len(PHASES)]."""
         self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._logits = torch.empty((0, config.vocab_size))
+        """Room for logits that only :meth:`best_ids` sees: [rows, vocab_size]."""
 
     def _layer(self, prefix: str) -> Layer:
         config = self.config
@@ -89,9 +100,23 @@ class NativeTransformer:
         self, batch: ForwardBatch, cache: KVCache, plan: AttentionPlan | None = None
     ) -> torch.Tensor:
         """As ``Transformer.forward``; `plan` is not needed."""
-        table = cache.units(batch)
-        wanted = batch.num_rows if batch.logit_rows is None else len(batch.logit_rows)
-        logits = torch.empty((wanted, self.config.vocab_size))
+        logits = torch.empty((_wanted(batch), self.config.vocab_size))
+        self._forward(batch, cache, logits, None)
+        return logits
+
+    def best_ids(self, batch: ForwardBatch, cache: KVCache, vocab_size: int) -> NDArray[np.int64]:
+        """As ``GreedyChooser.best_ids``."""
+        wanted = _wanted(batch)
+        if len(self._logits) < wanted:
+            self._logits = torch.empty((wanted, self.config.vocab_size))
+        ids = np.empty(wanted, np.int64)
+        self._forward(batch, cache, self._logits, Choice(_pointer(ids), vocab_size))
+        return ids
+
+    def _forward(
+        self, batch: ForwardBatch, cache: KVCache, logits: torch.Tensor, choice: Choice | None
+    ) -> None:
+        table, wanted = cache.units(batch), _wanted(batch)
         context, threads = batch.context, torch.get_num_threads()
         nbytes = self._library.workspace(self._model, batch.num_rows, wanted, context, threads)
         self._library.forward(
@@ -101,10 +126,10 @@ class NativeTransformer:
             self._room(nbytes),
             context,
             logits.data_ptr(),
+            choice,
             threads,
             None if self.seconds is None else _pointer(self.seconds),
         )
-        return logits
 
     def can_draft(self, rows: SamplingRows) -> bool:
         """Greedy rows alone."""
@@ -144,6 +169,10 @@ class NativeTransformer:
         if nbytes > len(self._workspace):
             self._workspace = torch.empty(nbytes, dtype=torch.uint8)
         return self._workspace.data_ptr()
+
+
+def _wanted(batch: ForwardBatch) -> int:
+    return batch.num_rows if batch.logit_rows is None else len(batch.logit_rows)
 
 
 def _columns(batch: ForwardBatch, table: NDArray[np.int64], wanted: int) -> Batch:

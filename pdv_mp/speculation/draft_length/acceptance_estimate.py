@@ -40,6 +40,9 @@ POSITION_PRIOR = 100.0
 MAX_FACTOR = 1.5
 LUCK = 1.5
 LOWEST, HIGHEST = 0.005, 0.995
+MOST_UNREAD = 8
+"""Verdicts that are kept until somebody asks. Several in a row take little more time than one,
+whose code and data each step of a model drives out of the caches."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,20 +59,24 @@ class AcceptanceEstimate:
         self._populations = [_Population() for _ in range(num_kinds)]
         self._position_kept = np.zeros(max_length)
         self._position_expected = np.zeros(max_length)
+        self._unread: list[tuple[Column, Column, Column]] = []
 
     @property
     def mean(self) -> float:
         """The rate of all drafts together."""
+        self._read()
         kept = sum(population.counts[0] for population in self._populations)
         lost = sum(population.counts[1] for population in self._populations)
         return _mean((kept, lost), FIRST_MEAN, FIRST_WEIGHT)
 
     def forget(self, slot: int) -> None:
         """The slot has a new owner, of whom nothing is known."""
+        self._read()
         self._kept[slot], self._lost[slot] = 0.0, 0.0
 
     def drafts(self, slots: Column, kinds: Column) -> None:
         """The next drafts of these sequences are of these kinds."""
+        self._read()
         self._kind[slots] = kinds
 
     def _own(self, slots: Column, if_lucky: bool = False) -> Floats:
@@ -86,14 +93,27 @@ class AcceptanceEstimate:
         """The probability that the first j drafts are all kept, j = 1 .. ``length``: [B, length].
         It never rises with j. ``if_lucky``: the population's rate is somewhat higher than it
         seems."""
+        self._read()
         own = self._own(slots, if_lucky)
         each = np.clip(own[:, None] * self._factors()[:length], LOWEST, HIGHEST)
         return np.cumprod(each, axis=1).astype(np.float64)
 
     def judged(self, slots: Column, lengths: Column, accepted: Column) -> None:
-        """Of ``lengths`` [B] drafts the first ``accepted`` [B] were kept; a length may be 0."""
+        """Of ``lengths`` [B] drafts the first ``accepted`` [B] were kept; a length may be 0. The
+        columns are kept for a while: nobody may change them."""
         if not lengths.any():
             return
+        self._unread.append((slots, lengths, accepted))
+        if len(self._unread) >= MOST_UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        """Learn from the verdicts so far."""
+        unread, self._unread = self._unread, []
+        for verdict in unread:
+            self._learn(*verdict)
+
+    def _learn(self, slots: Column, lengths: Column, accepted: Column) -> None:
         drafted = lengths > 0
         if not drafted.all():
             slots, lengths, accepted = slots[drafted], lengths[drafted], accepted[drafted]

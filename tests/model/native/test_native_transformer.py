@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,13 @@ def tokens_of(sequence: int, length: int) -> np.ndarray:
 def forward(
     native: NativeTransformer, cache: KVCache, pieces: list[tuple[int, int, int]]
 ) -> torch.Tensor:
-    """Logits of (sequence, from, to) pieces as one batch; a sequence's number is its slot."""
-    batch = ForwardBatch.build(
+    """Logits of (sequence, from, to) pieces as one batch."""
+    return native.forward(batch_of(pieces), cache)
+
+
+def batch_of(pieces: list[tuple[int, int, int]]) -> ForwardBatch:
+    """(sequence, from, to) pieces; a sequence's number is its slot."""
+    return ForwardBatch.build(
         np.concatenate([tokens_of(n, MAX_LEN)[start:end] for n, start, end in pieces]),
         np.array([end - start for _, start, end in pieces]),
         np.array([start for _, start, _ in pieces]),
@@ -73,7 +79,6 @@ def forward(
         None,
         "cpu",
     )
-    return native.forward(batch, cache)
 
 
 @st.composite
@@ -108,6 +113,38 @@ def test_a_row_has_the_same_bits_in_every_batch_layout_and_number_of_threads(
             logits = forward(native, cache, pieces)
             expected = torch.cat([whole[number][start:end] for number, start, end in pieces])
             assert torch.equal(logits, expected)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(batches=histories(), threads=st.sampled_from([1, 3]), vocabulary=st.integers(1, 131))
+def test_the_best_ids_are_those_of_the_logits(
+    native: NativeTransformer,
+    batches: list[list[tuple[int, int, int]]],
+    threads: int,
+    vocabulary: int,
+) -> None:
+    torch.set_num_threads(threads)
+    cache, other = contiguous(native), contiguous(native)
+    for pieces in batches:
+        logits = forward(native, cache, pieces)[:, :vocabulary].numpy()
+        batch = batch_of(pieces)
+        assert np.array_equal(native.best_ids(batch, other, vocabulary), logits.argmax(axis=1))
+        last = replace(batch, logit_rows=torch.from_numpy(np.cumsum(batch.query_lens) - 1))
+        wanted = logits[np.cumsum(batch.query_lens) - 1]
+        assert np.array_equal(native.best_ids(last, other, vocabulary), wanted.argmax(axis=1))
+
+
+def test_of_equal_scores_the_lowest_id_is_best(native: NativeTransformer) -> None:
+    cache = contiguous(native)
+    panels = native._panels["lm_head_proj"]
+    before = panels.clone()
+    try:
+        panels.zero_()
+        assert not native.best_ids(batch_of([(0, 0, 5), (3, 0, 2)]), cache, VOCABULARY).any()
+        panels.fill_(torch.nan)
+        assert not native.best_ids(batch_of([(0, 5, 9)]), cache, VOCABULARY).any()
+    finally:
+        panels.copy_(before)
 
 
 def test_only_the_rows_of_the_batch_are_written(native: NativeTransformer) -> None:
