@@ -24,12 +24,34 @@ from bench.peers.plan import (
     far_behind,
     rotated,
 )
-from bench.peers.records import CellRecord, FailureRecord, PeersFolder
+from bench.peers.records import CellRecord, FailureRecord, PeersFolder, RatesRecord
 
 Start = Callable[[Choice], Engine]
 """Starts and loads an engine; raises PeerError."""
 
 Say = Callable[[str], object]
+
+FRESH_SECONDS = 2.0
+"""So long what the machine reached after a turn holds before the next one."""
+
+
+class MachineNow:
+    """What the machine reaches, while no engine computes."""
+
+    def __init__(self, measure: Callable[[], RatesRecord | None]) -> None:
+        self._measure = measure
+        self._last: RatesRecord | None = None
+        self._at = -FRESH_SECONDS
+
+    def before(self) -> RatesRecord | None:
+        """A turn begins."""
+        return self._last if time.monotonic() < self._at + FRESH_SECONDS else self.after()
+
+    def after(self) -> RatesRecord | None:
+        """A turn has ended."""
+        self._last = self._measure()
+        self._at = time.monotonic()
+        return self._last
 
 
 class Comparison:
@@ -43,8 +65,11 @@ class Comparison:
         start: Start,
         judge: Callable[[], Engine],
         say: Say,
+        rates: Callable[[], RatesRecord | None],
     ) -> None:
+        """``rates``: measures the machine; None where that fails."""
         self._plan = plan
+        self._machine = MachineNow(rates)
         self._pair = pair
         self._folder = folder
         self._start = start
@@ -152,9 +177,13 @@ class Comparison:
     ) -> None:
         engine, tokens = self._engines[name], cell.workload.output
         others = [other for other in self._engines.values() if other is not engine]
+        rates_before = self._machine.before()
         before = sum(other.cpu_seconds() for other in others)
         found = self._generated(engine, prompts, tokens)
         idle = max(0.0, sum(other.cpu_seconds() for other in others) - before)
+        rates = self._machine.after()
+        if rates is not None and rates_before is not None:
+            rates = rates.mean(rates_before)
         prefill = None
         if cell.round == 0 and tokens > 1:
             prefill = self._generated(engine, prompts, 1).seconds
@@ -176,6 +205,7 @@ class Comparison:
             idle_cores=idle / found.seconds,
             sitting=self._sitting,
             speculation=found.speculation,
+            rates=rates,
         )
         self._folder.add(record)
         self._records.append(record)

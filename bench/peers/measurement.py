@@ -27,7 +27,7 @@ from bench.peers.records import (
 )
 from bench.peers.registry import peers
 from bench.roofline import ModelCost
-from bench.roofline.machine import measure
+from bench.roofline.machine import MachineProbe, MachineRates
 from bench.sweep.environment import command_line, environment
 from bench.sweep.errors import PlanError
 from bench.sweep.pairs import fingerprint
@@ -49,18 +49,21 @@ class Measurement:
         """Every pair after the other. Raises PeersError."""
         started = time.monotonic()
         self._begin(pairs, restart)
-        for number, pair in enumerate(pairs, 1):
-            deadline = None if budget is None else started + budget * number / len(pairs)
-            with Comparison(
-                self._plan,
-                pair,
-                self._results,
-                lambda choice, pair=pair: self._engine(pair, choice),  # type: ignore[misc]
-                lambda pair=pair: self._judge(pair),  # type: ignore[misc]
-                self._say,
-            ) as comparison:
-                comparison.run(deadline)
-            self._measure_rates()
+        with MachineProbe(self._plan.threads) as probe:
+            self._reached(probe.first)
+            for number, pair in enumerate(pairs, 1):
+                deadline = None if budget is None else started + budget * number / len(pairs)
+                with Comparison(
+                    self._plan,
+                    pair,
+                    self._results,
+                    lambda choice, pair=pair: self._engine(pair, choice),  # type: ignore[misc]
+                    lambda pair=pair: self._judge(pair),  # type: ignore[misc]
+                    self._say,
+                    lambda: _record(probe.now()),
+                ) as comparison:
+                    comparison.run(deadline)
+                self._reached(probe.now())
 
     def _begin(self, pairs: list[Pair], restart: bool) -> None:
         plan = self._plan
@@ -82,13 +85,10 @@ class Measurement:
             self._results.take_up(run)
         else:
             self._results.begin(run)
-        self._measure_rates()
 
-    def _measure_rates(self) -> None:
-        """While no engine computes. On a shared machine they differ from hour to hour."""
-        rates = measure(self._plan.threads)
-        if rates is not None:
-            record = RatesRecord(rates.threads, rates.read, rates.copy, rates.flops)
+    def _reached(self, rates: MachineRates | None) -> None:
+        record = _record(rates)
+        if record is not None:
             self._results.reached(record)
 
     def _engine(self, pair: Pair, choice: Choice) -> Engine:
@@ -140,6 +140,10 @@ class Measurement:
             engine.close()
             raise
         return engine
+
+
+def _record(rates: MachineRates | None) -> RatesRecord | None:
+    return None if rates is None else RatesRecord(**asdict(rates))
 
 
 def _pair_record(pair: Pair) -> PairRecord:

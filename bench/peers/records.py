@@ -75,6 +75,15 @@ class RatesRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             flops=max(self.flops, other.flops),
         )
 
+    def mean(self, other: RatesRecord) -> RatesRecord:
+        """Between both: what takes a time each counts by its time (harmonic means)."""
+        return RatesRecord(
+            threads=self.threads,
+            read=2 / (1 / self.read + 1 / other.read),
+            copy=2 / (1 / self.copy + 1 / other.copy),
+            flops=2 / (1 / self.flops + 1 / other.flops),
+        )
+
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``run.json``. ``rounds``: of each concurrency; ``engines``: ``peer:mode``."""
@@ -103,7 +112,8 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ``prefill_seconds``: of the same prompts with one new token each. Of the ``judged`` requests,
     ``equal`` have the verifier's own tokens, ``near_ties`` among them those that chose otherwise at
     a near-tie at least once. ``idle_cores``: what the other engines used meanwhile. ``sitting``:
-    the number of the command that measured it; a run that was taken up has several.
+    the number of the command that measured it; a run that was taken up has several. ``rates``: what
+    the machine reached right before and after it, None if that is not known.
     """
 
     pair: str
@@ -122,6 +132,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     idle_cores: float
     sitting: int
     speculation: dict[str, int] | None = None
+    rates: RatesRecord | None = None
 
     @property
     def rate(self) -> float:

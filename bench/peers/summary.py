@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median_low
 
 import msgspec
 
@@ -31,8 +33,9 @@ class Versus:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that the machine could reach with the best draft length at the measured acceptance.
-    ``total``: tokens/s, prefill included; ``decode``: after the first tokens."""
+    """The most that the machine could reach in a turn of an engine, with the draft length that is
+    best at the acceptance of that round. ``total``: tokens/s, prefill included; ``decode``: after
+    the first tokens. Of several turns: means, and the middle length."""
 
     total: float
     decode: float
@@ -42,13 +45,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """One workload at one concurrency: all engines."""
+    """One workload at one concurrency: all engines. ``bounds``: one for each record, None where the
+    machine's rates or the acceptance are not known."""
 
     pair: PairRecord
     workload: Workload
     concurrency: int
     records: tuple[CellRecord, ...]
-    bound: Bound | None
+    bounds: tuple[Bound | None, ...]
 
     @cached_property
     def rates(self) -> dict[str, dict[int, float]]:
@@ -102,6 +106,40 @@ class CellSummary:
         """Our quickest mode of those that the bound is of: what n-grams propose costs no step of a
         draft model, and is accepted at another rate."""
         return self.best(lambda engine: is_ours(engine) and engine != NGRAM)
+
+    @cached_property
+    def bound(self) -> Bound | None:
+        """In the turns of :attr:`best_bounded`, or of all engines if it is none of them."""
+        best = self.best_bounded
+        found = [bound for record, bound in self._bounded if best in (None, record.engine)]
+        if not found:
+            return None
+        return Bound(
+            _mean([bound.total for bound in found]),
+            _mean([bound.decode for bound in found]),
+            int(median_low(bound.length for bound in found)),
+            sum(bound.acceptance for bound in found) / len(found),
+        )
+
+    @property
+    def _bounded(self) -> list[tuple[CellRecord, Bound]]:
+        pairs = zip(self.records, self.bounds, strict=True)
+        return [(record, bound) for record, bound in pairs if bound is not None]
+
+    def share(self, engine: str | None) -> Estimate | None:
+        """What part of its bound an engine reached in each turn, the geometric mean; None if that
+        is not known."""
+        shares = [r.rate / bound.total for r, bound in self._bounded if r.engine == engine]
+        return geometric_mean(shares, ALPHA)
+
+    def decode_share(self, engine: str | None) -> Estimate | None:
+        """The same after the first tokens, in the rounds in which that is known."""
+        shares = [
+            rate / bound.decode
+            for record, bound in self._bounded
+            if record.engine == engine and (rate := record.decode_rate()) is not None
+        ]
+        return geometric_mean(shares, ALPHA)
 
     @property
     def best_of_theirs(self) -> str | None:
@@ -187,15 +225,27 @@ def summarise(
             for concurrency in run.concurrencies:
                 records = tuple(c for c in of_load if c.concurrency == concurrency)
                 if records:
-                    # Prompts differ in how well they can be drafted: these ones' count.
-                    acceptance = measured_acceptance(records)
-                    if acceptance is None:
-                        acceptance = of_any_concurrency
-                    bound = _bound(run, pair, load, concurrency, acceptance)
-                    found.append(CellSummary(pair, load, concurrency, records, bound))
+                    others = [measured_acceptance(records), of_any_concurrency]
+                    bounds = tuple(
+                        _bound(
+                            run, pair, load, record, _first([_of_round(records, record), *others])
+                        )
+                        for record in records
+                    )
+                    found.append(CellSummary(pair, load, concurrency, records, bounds))
     names = [name for name in run.engines if any(c.engine == name for c in cells)]
     checks = tuple(_checks(name, [c for c in cells if c.engine == name]) for name in names)
     return Summary(run, tuple(found), checks, tuple(failures))
+
+
+def _of_round(records: Sequence[CellRecord], one: CellRecord) -> float | None:
+    """The acceptance of the prompts of a record's round: prompts differ in how well they can be
+    drafted."""
+    return measured_acceptance([record for record in records if record.round == one.round])
+
+
+def _first(values: Sequence[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)
 
 
 def measured_acceptance(records: Sequence[CellRecord]) -> float | None:
@@ -215,13 +265,14 @@ def measured_acceptance(records: Sequence[CellRecord]) -> float | None:
 
 
 def _bound(
-    run: RunRecord, pair: PairRecord, load: Workload, concurrency: int, acceptance: float | None
+    run: RunRecord, pair: PairRecord, load: Workload, record: CellRecord, acceptance: float | None
 ) -> Bound | None:
-    if run.rates is None or acceptance is None:
+    found = record.rates or run.rates
+    if found is None or acceptance is None:
         return None
-    rates = Rates("this CPU", max(run.rates.read, run.rates.copy), run.rates.flops)
+    rates = Rates("this CPU", max(found.read, found.copy), found.flops)
     verifier, draft = cost(pair.verifier), cost(pair.draft)
-    plain = CellWork(concurrency, load.prompt, load.output)
+    plain = CellWork(record.concurrency, load.prompt, load.output)
     work = best_length(rates, verifier, draft, plain, acceptance)
     return Bound(
         cell_bound(rates, verifier, draft, work),
@@ -229,6 +280,10 @@ def _bound(
         int(work.length),
         acceptance,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def cost(shape: Shape) -> ModelCost:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from bench.peers.records import PairRecord, RunRecord, Workload
 from bench.peers.summary import (
     AUTO,
@@ -57,13 +59,33 @@ def _facts(summary: Summary) -> str:
     )
     if run.rates is None:
         return text + " The machine's rates were not measured, so there are no bounds."
-    rates = run.rates
     return (
-        f"{text} The machine reads {rates.read / 1e9:.1f} GB/s, copies "
-        f"{rates.copy / 1e9:.1f} GB/s and computes {rates.flops / 1e9:.0f} GFLOP/s in a matrix "
-        "product; the bound is what these allow with the draft model, at the draft length that "
-        "suits it best with the measured acceptance."
+        f"{text} {_reached(summary)}; the bound of a turn is what that allows with the draft "
+        "model, at the draft length that suits it best with the acceptance that was measured on "
+        "the round's prompts, and shares of the bound are means over turns, each of its own."
     )
+
+
+def _reached(summary: Summary) -> str:
+    """What the machine reached."""
+    turns = [r.rates for cell in summary.cells for r in cell.records if r.rates is not None]
+    if not turns and summary.run.rates is not None:
+        best = summary.run.rates
+        return (
+            f"The machine reads {best.read / 1e9:.1f} GB/s, copies {best.copy / 1e9:.1f} GB/s and "
+            f"computes {best.flops / 1e9:.0f} GFLOP/s in a matrix product at its best"
+        )
+    memory = _spread([max(rates.read, rates.copy) / 1e9 for rates in turns])
+    products = _spread([rates.flops / 1e9 for rates in turns])
+    return (
+        f"Before and after each turn the machine was measured: it read or copied {memory} GB/s and "
+        f"computed {products} GFLOP/s in matrix products (medians, and what nine of ten turns had)"
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, middle, high = np.percentile(values, (5, 50, 95))
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
 
 
 def _table(
@@ -85,7 +107,7 @@ def _table(
     for engine in summary.engines:
         row(label(engine), lambda cell, engine=engine: _rate(cell, engine))  # type: ignore[misc]
     row("bound", _bound)
-    row("best of ours but n-gram ÷ bound", _share_of_bound)
+    row("best of ours but n-gram ÷ bound", lambda cell: _share(cell.share(cell.best_bounded)))
     row("best of ours ÷ best of all peers", lambda cell: _versus(_best(cell), named=True))
     row("ours, auto ÷ ours, plain", lambda cell: _versus(cell.versus(AUTO, PLAIN)))
     row(
@@ -97,7 +119,10 @@ def _table(
     for engine in summary.engines:
         row(label(engine), lambda cell, engine=engine: _decode(cell, engine))  # type: ignore[misc]
     row("bound", lambda cell: NOTHING if cell.bound is None else f"{cell.bound.decode:.0f}")
-    row("best of ours but n-gram ÷ bound, the mode of the table above", _share_of_decode_bound)
+    row(
+        "best of ours but n-gram ÷ bound, the mode of the table above",
+        lambda cell: _share(cell.decode_share(cell.best_bounded)),
+    )
     return "\n".join(lines)
 
 
@@ -125,19 +150,12 @@ def _bound(cell: CellSummary) -> str:
     return f"{bound.total:.0f} ({bound.length} draft tokens at acceptance {bound.acceptance:.2f})"
 
 
-def _share_of_bound(cell: CellSummary) -> str:
-    best = None if cell.best_bounded is None else cell.rate(cell.best_bounded)
-    if best is None or cell.bound is None:
+def _share(found: Estimate | None) -> str:
+    if found is None:
         return NOTHING
-    return f"{best.value / cell.bound.total:.2f}"
-
-
-def _share_of_decode_bound(cell: CellSummary) -> str:
-    ours = cell.best_bounded
-    rate = None if ours is None else cell.decode_rate(ours)
-    if rate is None or cell.bound is None:
-        return NOTHING
-    return f"{rate / cell.bound.decode:.2f}"
+    if found.low is None or found.high is None:
+        return f"{found.value:.2f} (once)"
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _decode(cell: CellSummary, engine: str) -> str:

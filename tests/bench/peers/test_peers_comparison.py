@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 
-from bench.peers.comparison import Comparison
+from bench.peers.comparison import FRESH_SECONDS, Comparison, MachineNow
 from bench.peers.engine import Engine
 from bench.peers.errors import PeerError, PeersError
 from bench.peers.pairs import Pair
@@ -88,6 +88,7 @@ def compare(
     folder: PeersFolder,
     rounds: tuple[int, ...] = (3, 2),
     deadline: float | None = None,
+    rates: Callable[[], RatesRecord | None] = lambda: None,
 ) -> bool:
     """``behaviours``: of the engines by ``peer:mode``."""
     plan = Plan(
@@ -111,6 +112,7 @@ def compare(
         lambda choice: loaded(behaviours[choice.name], folder.path),
         lambda: loaded("judge", folder.path),
         lambda text: None,
+        rates,
     ) as comparison:
         return comparison.run(deadline)
 
@@ -121,6 +123,37 @@ def asked(folder: PeersFolder, behaviour: str) -> list[list[list[int]]]:
     wanted = {load.output for load in LOADS}
     found = [json.loads(line) for line in lines[2:]]
     return [request["prompts"] for request in found if request["tokens"] in wanted]
+
+
+def test_the_machine_is_measured_around_every_turn(pair: Pair, folder: PeersFolder) -> None:
+    measured: list[RatesRecord] = []
+
+    def rates() -> RatesRecord:
+        done = len(folder.cells())
+        measured.append(RatesRecord(1, 2e10 + done, 1e10, 1e11))
+        return measured[-1]
+
+    assert compare({"pdv_mp:plain": "well", "other:plain": "quick"}, pair, folder, rates=rates)
+    cells = folder.cells()
+    assert len(measured) >= len(cells) + 1
+    for done, cell in enumerate(cells):
+        assert cell.rates is not None
+        # What was measured after it, when it was not yet recorded, and what before.
+        assert done - 1 <= cell.rates.read - 2e10 <= done
+
+
+def test_what_was_measured_after_a_turn_holds_before_the_next_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("bench.peers.comparison.time.monotonic", lambda: now)
+    found = iter([RatesRecord(1, 1.0, 1.0, 1.0), None, RatesRecord(1, 3.0, 3.0, 3.0)])
+    machine = MachineNow(lambda: next(found))
+    assert machine.before() == machine.before() == RatesRecord(1, 1.0, 1.0, 1.0)
+    now += FRESH_SECONDS
+    assert machine.before() is None
+    assert machine.after() == RatesRecord(1, 3.0, 3.0, 3.0)
+    assert machine.before() == RatesRecord(1, 3.0, 3.0, 3.0)
 
 
 def test_every_engine_gets_the_same_fresh_prompts_in_rotated_order(

@@ -10,6 +10,7 @@ from made_peers import RATES, ROUNDS, record, summary
 from msgspec.structs import replace
 
 from bench.peers.figure import draw
+from bench.peers.records import RatesRecord
 from bench.peers.summary import FIXED, measured_acceptance, summarise
 from bench.peers.tables import page
 from bench.roofline.bounds import expected_tokens
@@ -104,10 +105,57 @@ def test_both_shares_of_the_bound_are_of_the_same_mode() -> None:
     (cell, _) = again.cells
     assert cell.bound is not None
     assert cell.best_of_ours == "pdv_mp:ngram"
+    end_to_end, decoding = cell.share(cell.best_bounded), cell.decode_share(cell.best_bounded)
+    assert end_to_end is not None
+    assert decoding is not None
+    assert end_to_end.value == pytest.approx(83.7 / cell.bound.total, rel=1e-3)
+    assert decoding.value == pytest.approx(63 / 0.48 / cell.bound.decode)
     rows = [line for line in page(again).splitlines() if "best of ours but n-gram ÷" in line]
-    end_to_end, decoding = (float(row.split(" | ")[1]) for row in rows)
-    assert end_to_end == pytest.approx(83.7 / cell.bound.total, abs=0.006)
-    assert decoding == pytest.approx(63 / 0.48 / cell.bound.decode, abs=0.006)
+    low, high = end_to_end.low, end_to_end.high
+    assert f"| {end_to_end.value:.2f} ({low:.2f} to {high:.2f}) |" in rows[0]
+    assert f"| {decoding.value:.2f} (once) |" in rows[1]
+
+
+def test_a_turn_is_compared_with_what_the_machine_reached_around_it() -> None:
+    """Where all engines were slower because the machine was, the share of the bound stays."""
+    found = summary()
+    run = msgspec.structs.replace(found.run, rates=RatesRecord(2, 1e15, 1e15, 1e20))
+    cells = [each for cell in found.cells for each in cell.records]
+    slow = RatesRecord(2, 0.7 * 20e9, 0.7 * 15e9, 0.7 * 180e9)
+    at_the_time = [
+        replace(each, rates=slow if each.round % 2 else RatesRecord(2, 20e9, 15e9, 180e9))
+        for each in cells
+    ]
+    (cell, many) = summarise(run, at_the_time, []).cells
+    share = cell.share("pdv_mp:auto")
+    assert share is not None
+    assert (share.low, share.high) == pytest.approx((share.value, share.value))
+    (before, _) = found.cells
+    assert before.bound is not None
+    assert share.value == pytest.approx(100 / before.bound.total)
+    assert cell.bound is not None
+    assert cell.bound.total == pytest.approx(before.bound.total * 0.7**0.5)
+    assert many.share("nobody") is None
+    text = page(summarise(run, at_the_time, []))
+    assert "it read or copied 20 (14 to 20) GB/s and computed 180 (126 to 180) GFLOP/s" in text
+
+
+def test_a_round_has_the_acceptance_of_its_own_prompts() -> None:
+    found = summary()
+    hard = {"cycles": 10_000, "drafted": 40_000, "accepted": 10_000}
+    cells = [
+        replace(each, speculation=hard if each.engine == FIXED and each.round == 2 else None)
+        if each.round in (2, 3)
+        else each
+        for cell in found.cells
+        for each in cell.records
+    ]
+    (cell, _) = summarise(found.run, cells, []).cells
+    by_round = {r.round: b for r, b in zip(cell.records, cell.bounds, strict=True) if b is not None}
+    assert by_round[0].acceptance == pytest.approx(0.75, abs=1e-3)
+    assert expected_tokens(by_round[2].acceptance, 4) == pytest.approx(2.0, abs=1e-3)
+    # One that says nothing has what all rounds together have.
+    assert by_round[2].acceptance < by_round[3].acceptance < by_round[0].acceptance
 
 
 def test_without_rates_there_is_no_bound() -> None:

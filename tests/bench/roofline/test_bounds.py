@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -127,13 +130,55 @@ def test_an_unknown_shape_is_refused() -> None:
     assert "did you mean llama-2-7b?" in done.output
 
 
-def test_the_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SECONDS", 0.02)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Little to measure; the number of threads."""
     monkeypatch.setattr(machine, "BUFFER_BYTES", 1 << 20)
     monkeypatch.setattr(machine, "MATRIX", 64)
-    found = machine.rates_here(torch.get_num_threads())
-    assert min(found.read, found.copy, found.flops) > 1e6
+    return torch.get_num_threads()
+
+
+def test_the_rates_of_this_machine(small: int) -> None:
+    found = machine.Machine(small).measure(0.02)
+    assert min(found.read, found.copy) > 1e6
+    assert found.flops > 1e8
     assert found.rates.bandwidth == max(found.read, found.copy)
-    assert machine.kernel_flops() > 1e8
-    monkeypatch.setattr(machine, "kernel_flops", lambda: 1e20)
-    assert machine.rates_here(torch.get_num_threads()).flops == 1e20
+
+
+def test_the_quicker_products_count_and_are_measured_again(small: int) -> None:
+    here = machine.Machine(small)
+    asked: list[str] = []
+
+    def products(name: str, flops: float) -> Callable[[float], float]:
+        def measured(seconds: float) -> float:
+            del seconds
+            asked.append(name)
+            return flops
+
+        return measured
+
+    here._products = [products("slow", 1e20), products("quick", 2e20)]
+    assert [here.measure(0.0).flops for _ in range(2)] == [2e20, 2e20]
+    assert asked == ["slow", "quick", "quick"]
+
+
+def test_a_probe_measures_as_often_as_it_is_asked_to() -> None:
+    with machine.MachineProbe(1) as probe:
+        answers = [probe.first, probe.now(), probe.now()]
+        assert probe._process is not None
+        pid = probe._process.pid
+    for found in answers:
+        assert found is not None
+        assert found.threads == 1
+        assert min(found.read, found.copy, found.flops) > 1e6
+    assert not psutil.pid_exists(pid)
+    assert probe.now() is None
+
+
+def test_a_probe_that_dies_says_nothing() -> None:
+    with machine.MachineProbe(1) as probe:
+        assert probe._process is not None
+        probe._process.kill()
+        probe._process.wait()
+        assert [probe.now(), probe.now()] == [None, None]
+    assert machine.measure(0) is None  # torch wants one thread at least
