@@ -74,10 +74,8 @@ class Answer(Response):
             await self._run(send)
         except Disconnected:
             pass
-        except (ApiError, ServerError, ServerUnreachable) as error:
+        except REFUSALS as error:
             await respond(send, api_error(error))
-        except ParameterError as error:
-            await respond(send, _bad_parameter(error))
         finally:
             self._service.end(self)
             for generation in self._generations:
@@ -90,15 +88,22 @@ class Answer(Response):
     async def _run(self, send: Send) -> None:
         raise NotImplementedError
 
+    @property
+    def _wants_ids(self) -> bool:
+        """Whether prompts have to be tokenized before they are sent."""
+        job = self._job
+        return job.fills_context or (job.echo and job.logprobs is not None)
+
     async def _start(self) -> None:
         """Ask the server for everything. Raises ServerError, ParameterError, ApiError."""
         job = self._job
-        wants_ids = job.fills_context or (job.echo and job.logprobs is not None)
         prompts: list[str | list[int]] = list(job.prompts)
         for number, prompt in enumerate(job.prompts):
+            if self._gone:
+                raise Disconnected
             if isinstance(prompt, str):
                 self._prompt_texts[number] = prompt
-                if wants_ids:
+                if self._wants_ids:
                     prompts[number] = await self._tokenize(prompt)
             elif job.echo:
                 self._prompt_texts[number] = await self._detokenize(prompt)
@@ -185,6 +190,15 @@ class Answer(Response):
             raise ApiError("draining", "the server has ended this request; it is shutting down")
         return FINISH[completion.finish]
 
+    def _measures(self, completion: Completion) -> str:
+        """Of one of several choices, what the whole call says of a single one; fields as JSON."""
+        if len(self._generations) == 1:
+            return ""
+        found = f',"metrics":{_object(metrics(completion))}'
+        if completion.timeline is not None:
+            found += f',"timeline":{_object(completion.timeline)}'
+        return found
+
     def _summary(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Usage and what else is said of a whole call."""
         job = self._job
@@ -202,8 +216,8 @@ class Answer(Response):
         return found
 
 
-def _bad_parameter(error: ParameterError) -> ApiError:
-    return ApiError("bad_request", str(error), str(error).partition(" ")[0])
+REFUSALS = (ApiError, ServerError, ServerUnreachable, ParameterError)
+"""What may come in place of an answer."""
 
 
 def _object(fields: dict[str, Any]) -> str:

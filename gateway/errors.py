@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from pdv_mp.client.client_core import ServerError, ServerUnreachable
+from pdv_mp.sampling_params import ParameterError
 
 STATUS: Mapping[str, int] = {
     "bad_request": 400,
@@ -88,6 +89,8 @@ def api_error(error: Exception) -> ApiError:
     """What went wrong between us and the server, as our client should hear it."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ParameterError):
+        return ApiError("bad_request", str(error), str(error).partition(" ")[0])
     if isinstance(error, ServerUnreachable):
         return ApiError("unreachable", "the server behind this gateway does not answer")
     if not isinstance(error, ServerError):

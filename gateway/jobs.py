@@ -53,11 +53,14 @@ class Job:
 
     def params_of(self, number: int) -> SamplingParams:
         """Of the ``number``th completion: each of a prompt has its own seed, the first the one that
-        was asked for."""
+        was asked for, the others those that follow; after the highest comes 0."""
         seed, turn = self.params.seed, number % self.n
         if seed is None or not turn:
             return self.params
-        return dataclasses.replace(self.params, seed=(seed + turn) % (SEED_LIMIT + 1))
+        wanted = seed + turn
+        return dataclasses.replace(
+            self.params, seed=wanted if wanted <= SEED_LIMIT else wanted - SEED_LIMIT - 1
+        )
 
 
 def completion_job(body: CompletionRequest, card: ModelCard) -> Job:

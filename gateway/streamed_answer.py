@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
@@ -10,20 +11,14 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.answers import Answer, Disconnected
+from gateway.answers import REFUSALS, Answer, Disconnected
 from gateway.chunks import DONE, FINISH, KEEP_ALIVE, ChunkWriter, error_event
-from gateway.errors import ApiError, api_error
+from gateway.errors import api_error
 from gateway.jobs import Job
 from gateway.measures import usage
 from gateway.stream_writer import StreamWriter
 from gateway.token_logprobs import origins
-from pdv_mp.client.client_core import (
-    Chunk,
-    Completion,
-    Generation,
-    ServerError,
-    ServerUnreachable,
-)
+from pdv_mp.client.client_core import Chunk, Completion, Generation
 
 HEADERS_AFTER_SECONDS = 1.0
 """A stream begins with its first token, so that a refusal has its status; at the latest after this
@@ -70,13 +65,34 @@ class StreamedAnswer(Answer):
         self._last_sent = time.monotonic()
         self._needs_pieces = job.logprobs is not None or job.wants_tokens
         self._sent_tokens = [0] * (len(job.prompts) * job.n)
-        await self._start()
         try:
+            await (self._start_audibly() if self._wants_ids else self._start())
             await self._stream()
-        except (ApiError, ServerError, ServerUnreachable) as error:
+        except REFUSALS as error:
             if not self._writer.begun:
                 raise
             await self._write(error_event(api_error(error)) + DONE, last=True)
+
+    async def _start_audibly(self) -> None:
+        """Start, with signs of life while the server tokenizes: that may wait for others' texts."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                task.exception()  # it is told below, unless the client has gone
+            self.wake()
+
+        starting = asyncio.create_task(self._start())
+        starting.add_done_callback(ended)
+        try:
+            while not starting.done():
+                self._news.clear()
+                if self.overdue(time.monotonic()):
+                    await self._write(KEEP_ALIVE)
+                await self._wait()
+        finally:
+            if not starting.done():
+                starting.cancel()
+        await starting
 
     async def _stream(self) -> None:
         await self._echo()
@@ -182,7 +198,7 @@ class StreamedAnswer(Answer):
                     more = f',"pdv":{origins(self._service.pieces, chunk.ids, chunk.drafted)}'
             if completion is not None:
                 finish = self._finish(completion)
-                more += _stop_reason(completion)
+                more += _stop_reason(completion) + self._measures_of(completion)
                 lines.append(self._event(index, chunk, logprobs=logprobs, finish=finish, more=more))
                 return True
             lines.append(self._event(index, chunk, logprobs=logprobs, more=more))
@@ -195,8 +211,12 @@ class StreamedAnswer(Answer):
         finish, more = self._finish(completion), _stop_reason(completion)
         if job.discards_output:  # nothing was asked for, so nothing ended it
             finish, more = FINISH["length"], ""
+        more += self._measures_of(completion)
         lines.append(self._events.text(index, "", finish=finish, more=more, usage=usage_json))
         return True
+
+    def _measures_of(self, completion: Completion) -> str:
+        return self._measures(completion) if _wants_summary(self._job) else ""
 
     def _usage_so_far(self) -> str:
         prompts = sum(generation.prompt_tokens for generation in self._generations[:: self._job.n])

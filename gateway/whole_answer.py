@@ -9,7 +9,6 @@ from starlette.types import Send
 
 from gateway.answers import Answer, respond_with
 from gateway.chunks import FINISH
-from gateway.measures import metrics
 from gateway.token_logprobs import ids_in, origins
 from pdv_mp.client.client_core import Completion
 
@@ -69,8 +68,7 @@ class WholeAnswer(Answer):
         more = f',"stop_reason":{json.dumps(completion.stop_reason)}'
         if job.wants_tokens:
             more += f',"pdv":{origins(self._service.pieces, completion.ids, completion.drafted)}'
-        if len(self._generations) > 1:
-            more += f',"metrics":{json.dumps(metrics(completion))}'
+        more += self._measures(completion)
         if job.discards_output:
             finish = FINISH["length"]
         return f'{{"index":{index},{what},"finish_reason":{finish}{more}}}'

@@ -10,6 +10,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
+MAX_FILE_BYTES = 32 * 1024 * 1024
+"""Of a file of JSON, which may describe thousands of tokens beside the template."""
 
 SPECIAL_TOKENS = (
     "bos_token",
@@ -26,25 +28,32 @@ SPECIAL_TOKENS = (
 def describe_chat(folder: Path) -> dict[str, Any]:
     """Fields of a ``description``. As in transformers, ``chat_template.jinja`` goes before
     ``chat_template.json`` and that before ``tokenizer_config.json``; of several templates it is the
-    one named ``default``. What cannot be read, or is over 1 MiB, is logged and counts as absent."""
+    one named ``default``. What cannot be read, a template of over 1 MiB and a file of over 32 MiB
+    are logged and count as absent."""
     settings = {
         **_json(folder / "special_tokens_map.json"),
         **_json(folder / "tokenizer_config.json"),
     }
-    found = _text(folder / "chat_template.jinja")
+    found = _text(folder / "chat_template.jinja", MAX_TEMPLATE_BYTES)
     if found is None:
         found = _json(folder / "chat_template.json").get("chat_template")
     if found is None:
         found = settings.get("chat_template")
-    return {"chat_template": _default(found), "special_tokens": _special_tokens(settings)}
+    template = _default(found)
+    if template is not None and len(template.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
+        logger.warning(
+            "the chat template of %s is ignored: it is over %d bytes", folder, MAX_TEMPLATE_BYTES
+        )
+        template = None
+    return {"chat_template": template, "special_tokens": _special_tokens(settings)}
 
 
-def _text(path: Path) -> str | None:
+def _text(path: Path, most: int) -> str | None:
     try:
         if not path.is_file():
             return None
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            logger.warning("%s is ignored: it is over %d bytes", path, MAX_TEMPLATE_BYTES)
+        if path.stat().st_size > most:
+            logger.warning("%s is ignored: it is over %d bytes", path, most)
             return None
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -53,7 +62,7 @@ def _text(path: Path) -> str | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    text = _text(path)
+    text = _text(path, MAX_FILE_BYTES)
     try:
         value = {} if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:

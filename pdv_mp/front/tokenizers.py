@@ -333,12 +333,13 @@ class Tokenizers:
     def give_up(self) -> list[Text]:
         """Nothing is tokenized any more. Returns the texts that somebody waits for."""
         there = (text for process in self.processes for text in process.texts.values())
-        texts = [text for text in (*there, *self._waiting.values()) if not text.over]
+        texts = [*there, *self._waiting.values()]
+        wanted = [text for text in texts if not text.over]
         for text in texts:
             self.settle(text)
         self._waiting.clear()
         self.waiting_bytes = 0
-        return texts
+        return wanted
 
 
 def _account(

@@ -42,6 +42,23 @@ def test_of_several_the_default(tmp_path: Path) -> None:
     assert describe_chat(tmp_path)["chat_template"] == "yes"
 
 
+def test_a_description_of_many_tokens_may_be_longer_than_a_template(tmp_path: Path) -> None:
+    tokens = {str(id): {"content": f"<unused{id}>"} for id in range(40_000)}
+    config = {"added_tokens_decoder": tokens, "chat_template": "here"}
+    assert len(json.dumps(config)) > MAX_TEMPLATE_BYTES
+    write(tmp_path, "tokenizer_config.json", config)
+    assert describe_chat(tmp_path)["chat_template"] == "here"
+
+
+def test_a_template_has_a_limit_wherever_it_is(tmp_path: Path) -> None:
+    long = "x" * (MAX_TEMPLATE_BYTES + 1)
+    write(tmp_path, "tokenizer_config.json", {"chat_template": long, "bos_token": "<s>"})
+    expected = {"chat_template": None, "special_tokens": {"bos_token": "<s>"}}
+    assert describe_chat(tmp_path) == expected
+    write(tmp_path, "tokenizer_config.json", {"chat_template": long[1:]})
+    assert describe_chat(tmp_path)["chat_template"] == long[1:]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "x" * (MAX_TEMPLATE_BYTES + 1), '{"chat_template":1}'])
 def test_what_cannot_be_used_counts_as_absent(tmp_path: Path, text: str) -> None:
     write(tmp_path, "tokenizer_config.json", text)

@@ -171,6 +171,17 @@ def test_an_end_refuses_what_is_not_accepted(
     client.expect("pong")
 
 
+def test_an_end_does_not_wait_for_answers_to_clients_that_have_left(one: FrontUnderTest) -> None:
+    leaver, other = one.client(), one.client()
+    leaver.send("tokenize", id="q", prompt="x")
+    one.tokenizers[0].receive()
+    leaver.socket.close()
+    while counters(one, other)["connections"] > 1:
+        pass
+    one.order(control_wire.Lost("tokenizer-0"))
+    one.expect_control(control_wire.Drained)
+
+
 def test_a_dead_tokenizers_texts_go_to_another_one(make_front: MakeFront, codec: TextCodec) -> None:
     front = make_front(table=TWO).start()
     client = front.client()

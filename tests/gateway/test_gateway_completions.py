@@ -96,6 +96,32 @@ def test_n_seeds_and_repeats(http: httpx.Client) -> None:
     assert [text_of(found, index) for index in range(3)] == texts
 
 
+def test_seeds_of_several_completions_follow_each_other_below_zero_too(http: httpx.Client) -> None:
+    first, second = complete(http, temperature=1.0, n=2, seed=-5)["choices"]
+    for choice, seed in ((first, -5), (second, -4)):
+        alone = complete(http, temperature=1.0, seed=seed)["choices"][0]
+        assert choice["text"] == alone["text"]
+    most = 2**53 - 1
+    _, second = complete(http, temperature=1.0, n=2, seed=most)["choices"]
+    assert second["text"] == complete(http, temperature=1.0, seed=0)["choices"][0]["text"]
+
+
+def test_each_of_several_completions_has_its_measurements(http: httpx.Client) -> None:
+    fields = {"n": 2, "pdv": {"timeline": True}}
+    found = stream(http, prompt=PROMPT, stream_options={"include_usage": True}, **fields)
+    ends = [choice for event in found for choice in event["choices"] if choice["finish_reason"]]
+    whole = complete(http, **fields)
+    for choices in (ends, whole["choices"]):
+        assert [choice["index"] for choice in sorted(choices, key=lambda it: it["index"])] == [0, 1]
+        for choice in choices:
+            assert choice["metrics"]["time_to_first_token_ms"] > 0
+            states = choice["timeline"]["states"]
+            total = sum(state["ns"] for state in states.values())
+            assert total == pytest.approx(choice["timeline"]["e2e_ns"], rel=0.01)
+    assert "metrics" not in whole
+    assert "timeline" not in complete(http)["choices"][0]
+
+
 def test_stop_text(http: httpx.Client) -> None:
     text = complete(http)["choices"][0]["text"]
     stop = text[8:11]

@@ -114,6 +114,33 @@ def test_a_stream_that_has_to_wait_gives_signs_of_life(
     assert b"data: " not in found
 
 
+def test_a_stream_whose_prompt_waits_for_a_tokenizer_gives_signs_of_life(
+    start_server: Start,
+) -> None:
+    server = start_server("--http-port", "0", "--topology", "pd", "--lane-timeout", "0")
+    url, tokenizer = server.ready["http"], server.pids["tokenizer-0"]
+    body = {"messages": [{"role": "user", "content": "add"}], **LONG, "max_tokens": None}
+    with httpx.Client(base_url=url, timeout=60) as http:
+        os.kill(tokenizer, signal.SIGSTOP)
+        try:
+            with connect(url) as connection:
+                connection.sendall(request("/v1/chat/completions", json.dumps(body).encode()))
+                found = b""
+                while b": waiting\n\n" not in found:
+                    part = connection.recv(1024)
+                    assert part, found
+                    found += part
+                assert status(found) == 200
+                assert http.get("/server_info").json()["gateway"]["open_calls"] == 1
+            # The client has gone, which is noticed although nothing has been tokenized.
+            while http.get("/server_info").json()["gateway"]["open_calls"]:
+                pass
+        finally:
+            os.kill(tokenizer, signal.SIGCONT)
+        answer = http.post("/v1/chat/completions", json={**body, "max_tokens": 2})
+        assert answer.text.endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.slow
 def test_nobody_behind_the_gateway(start_gateway: Callable[..., GatewayProcess]) -> None:
     with socket.socket() as free:
