@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -98,6 +99,26 @@ def test_what_disturbed_a_rehearsal_is_found_out(sequences: int, disturbed: str)
     run = serve(controller, device, endless(sequences), constant(alpha), 600)
     assert regret(run, device, sequences, alpha, 300) < 0.02
     assert 1 <= controller.decisions.explorations < 30
+
+
+@pytest.mark.parametrize(("sequences", "alpha", "every"), [(8, 0.35, 300), (4, 0.42, 900)])
+def test_a_machine_that_changes_its_speed_is_no_reason_to_change_lengths(
+    sequences: int, alpha: float, every: int
+) -> None:
+    """Where lengths are nearly worth the same, the one in use must not look dear in slow hours."""
+    device, regrets = DEVICES["two shared cores"], []
+    for seed in range(3):
+        cycles = count()
+
+        def noise(rng: np.random.Generator, cycles: Iterator[int] = cycles) -> float:
+            pace = 1.4 if next(cycles) // every % 2 else 1.0
+            return pace * float(np.exp(rng.normal(0, 0.04)))
+
+        controller = Goodput(LONGEST, sequences)
+        controller.rehearsed(device.rehearsal((1, 2, 4, 8, 16, 32), (0, 1, 2, 4, 8)))
+        run = serve(controller, device, endless(sequences, seed), constant(alpha), 2000, noise)
+        regrets.append(regret(run, device, sequences, alpha, 0))
+    assert np.mean(regrets) < 0.012
 
 
 def test_a_shorter_step_that_is_served_replaces_what_was_rehearsed() -> None:

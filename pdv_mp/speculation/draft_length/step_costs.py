@@ -45,7 +45,8 @@ FOLLOWED = 16
 LEAST_EVIDENCE = 0.5
 """Steps as which one that was measured counts at least, however long ago that was."""
 DRIFT_RATE = 0.15
-DRIFT_LEAK = 0.005
+DRIFT_LEAK = 0.001
+"""So little that in hours when all is slow the cell in use seems no dearer than the others."""
 MAX_SURPRISE = 0.4
 """Logarithm of the largest ratio by which one step can say that costs have changed."""
 ELASTICITY = 0.5
