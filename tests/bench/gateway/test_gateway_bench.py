@@ -27,6 +27,6 @@ def test_a_short_run(tiny_pair: TinyPair, run_place: object) -> None:
     rows = dict(re.findall(r"^\| ([^|]+) \| ([\d.e+-]+) \(", done.stdout, re.MULTILINE))
     assert len(rows) == 4
     cost = next(float(value) for name, value in rows.items() if name.startswith("CPU"))
-    assert cost >= 0
+    assert cost > -1e-6  # of so few events it may be nothing, but for rounding
     events, each = re.findall(r"(\d+) events of ([\d.]+) tokens", done.stdout)[0]
     assert int(events) * float(each) == pytest.approx(2 * 4 * 24, rel=0.01)
