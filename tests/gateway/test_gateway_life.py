@@ -21,16 +21,22 @@ LONG = {"max_tokens": 480, "ignore_eos": True, "temperature": 0, "stream": True}
 Start = Callable[..., ServerProcess]
 
 
+def received(connection: socket.socket, mark: bytes) -> bytes:
+    """All that comes until the mark has come."""
+    found = b""
+    while mark not in found:
+        part = connection.recv(1024)
+        assert part, found
+        found += part
+    return found
+
+
 def open_stream(url: str, **fields: object) -> socket.socket:
     """A stream whose first event has come."""
     connection = connect(url)
     body = json.dumps({"prompt": "def add(", **LONG, **fields}).encode()
     connection.sendall(request(COMPLETIONS, body))
-    found = b""
-    while b"data: " not in found:
-        part = connection.recv(1024)
-        assert part, found
-        found += part
+    found = received(connection, b"data: ")
     assert status(found) == 200, found
     return connection
 
@@ -105,11 +111,7 @@ def test_a_stream_that_has_to_wait_gives_signs_of_life(
     with connect(url) as connection:
         fields = {"prompt": "x", "echo": echo, **LONG}
         connection.sendall(request(COMPLETIONS, json.dumps(fields).encode()))
-        found = b""
-        while b": waiting\n\n" not in found:
-            part = connection.recv(1024)
-            assert part, found
-            found += part
+        found = received(connection, b": waiting\n\n")
     assert status(found) == 200
     assert b"data: " not in found
 
@@ -125,11 +127,7 @@ def test_a_stream_whose_prompt_waits_for_a_tokenizer_gives_signs_of_life(
         try:
             with connect(url) as connection:
                 connection.sendall(request("/v1/chat/completions", json.dumps(body).encode()))
-                found = b""
-                while b": waiting\n\n" not in found:
-                    part = connection.recv(1024)
-                    assert part, found
-                    found += part
+                found = received(connection, b": waiting\n\n")
                 assert status(found) == 200
                 assert http.get("/server_info").json()["gateway"]["open_calls"] == 1
             # The client has gone, which is noticed although nothing has been tokenized.
