@@ -460,7 +460,8 @@ class Scheduler:
         """How many tokens are drafted for each of the slots that are about to start a cycle, [B],
         and these tokens where they are looked up, [B, K]."""
         table, controller, ngrams = self._table, self._controller, self._ngrams
-        room = np.minimum(controller.max_length, table.max_len[slots] - base - 1)
+        remaining: Column = table.max_len[slots] - base
+        room = np.minimum(controller.max_length, remaining - 1)
         limits: Column = np.where(table.speculates[slots], room, 0)
         ids, kinds = np.zeros((len(slots), 0), np.int64), None
         if drafting is Drafting.NONE and ngrams is None:
@@ -473,7 +474,7 @@ class Scheduler:
             limits = np.where(matched > 0, limits, 0)
             kinds = np.maximum(0, matched - ngrams.least)
             gaps = np.zeros_like(gaps)
-        batch = DecodeBatch(slots, limits, base, gaps, len(self._ready), kinds)
+        batch = DecodeBatch(slots, limits, base, remaining, gaps, len(self._ready), kinds)
         lengths = controller.choose(batch)
         return lengths, ids[:, : int(lengths.max())]
 

@@ -120,6 +120,7 @@ class Requests:
             slots=np.arange(self.sequences),
             limits=room - 1,
             contexts=self.prompt + self.emitted,
+            remaining=room,
             gaps=self.gaps.copy(),
         )
 
@@ -165,42 +166,83 @@ def serve(
     step's measured time is wrong."""
     run, rng = Run(), requests.rng
     for cycle in range(cycles):
-        batch, alpha = requests.batch, acceptance(cycle)
-        passes = controller.passes()
-        lengths = np.zeros_like(batch.slots) if passes else controller.choose(batch)
-        assert (lengths >= 0).all()
-        assert (lengths <= np.minimum(batch.limits, controller.max_length)).all()
-        drafting, steps = int((lengths > 0).sum()), int(lengths.max())
-        fed = int(batch.gaps[lengths > 0].sum())
-        context = int(batch.contexts.sum())
-        rows = requests.sequences + int(lengths.sum())
-        draft = steps * device.draft(max(1, drafting)) + fed * device.fed
-        verify, overhead = device.verify(rows, context), device.overhead[steps > 0]
-        hits = rng.random((len(lengths), max(1, steps))) < alpha
-        accepted = np.minimum(np.logical_and.accumulate(hits, axis=1).sum(axis=1), lengths)
-        controller.judged(batch.slots, lengths, accepted)
-        measured = CycleTimes(
-            sequences=requests.sequences,
-            rows=rows,
-            context=context,
-            verify_ns=int(verify * noise(rng) * MICROSECOND),
-            overhead_ns=int(overhead * noise(rng) * MICROSECOND),
+        alpha = acceptance(cycle)
+        lengths, accepted, took = one_cycle(
+            controller, device, requests.batch, np.full(requests.sequences, alpha), rng, noise
         )
-        if steps:
-            measured = replace(
-                measured,
-                drafting=drafting,
-                steps=steps,
-                fed=fed,
-                draft_ns=int(draft * noise(rng) * MICROSECOND),
-            )
-        controller.timed(measured)
         for slot in requests.advance(lengths, accepted):
             controller.forget(slot)
         run.lengths.append(lengths)
-        run.microseconds.append(draft + verify + overhead)
+        run.microseconds.append(took)
         run.expected.append(float(np.array([emitted(alpha, length) for length in lengths]).sum()))
     return run
+
+
+def serve_together(
+    controller: DraftLengthController,
+    device: Device,
+    acceptance: np.ndarray,
+    tokens: int,
+    rng: np.random.Generator,
+) -> float:
+    """Requests that begin together, get as many tokens each, and are followed by nobody; the
+    microseconds until all have them. ``acceptance``: of each one's drafts."""
+    count, took = len(acceptance), 0.0
+    got, gaps = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for slot in range(count):
+        controller.forget(slot)
+    while len(slots := np.flatnonzero(got < tokens)):
+        left = tokens - got[slots]
+        batch = DecodeBatch(slots, left - 1, 128 + got[slots], left, gaps[slots])
+        lengths, accepted, microseconds = one_cycle(
+            controller, device, batch, acceptance[slots], rng
+        )
+        got[slots] += accepted + 1
+        gaps[slots] = np.where(lengths > 0, 0, gaps[slots] + 1)
+        took += microseconds
+    return took
+
+
+def one_cycle(
+    controller: DraftLengthController,
+    device: Device,
+    batch: DecodeBatch,
+    alphas: np.ndarray,
+    rng: np.random.Generator,
+    noise: Callable[[np.random.Generator], float] = lambda rng: 1.0,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What was drafted and kept for each sequence, and the microseconds that it took."""
+    passes = not batch.limits.any() or controller.passes()
+    lengths = np.zeros_like(batch.slots) if passes else controller.choose(batch)
+    assert (lengths >= 0).all()
+    assert (lengths <= np.minimum(batch.limits, controller.max_length)).all()
+    sequences = len(lengths)
+    drafting, steps = int((lengths > 0).sum()), int(lengths.max())
+    fed = int(batch.gaps[lengths > 0].sum())
+    context = int(batch.contexts.sum())
+    rows = sequences + int(lengths.sum())
+    draft = steps * device.draft(max(1, drafting)) + fed * device.fed
+    verify, overhead = device.verify(rows, context), device.overhead[steps > 0]
+    hits = rng.random((sequences, max(1, steps))) < alphas[:, None]
+    accepted = np.minimum(np.logical_and.accumulate(hits, axis=1).sum(axis=1), lengths)
+    controller.judged(batch.slots, lengths, accepted)
+    measured = CycleTimes(
+        sequences=sequences,
+        rows=rows,
+        context=context,
+        verify_ns=int(verify * noise(rng) * MICROSECOND),
+        overhead_ns=int(overhead * noise(rng) * MICROSECOND),
+    )
+    if steps:
+        measured = replace(
+            measured,
+            drafting=drafting,
+            steps=steps,
+            fed=fed,
+            draft_ns=int(draft * noise(rng) * MICROSECOND),
+        )
+    controller.timed(measured)
+    return lengths, accepted, draft + verify + overhead
 
 
 def emitted(alpha: float, length: int) -> float:

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speculation.emulated_device import DEVICES, Device, Requests, Run, best_fixed, serve
+from speculation.emulated_device import (
+    DEVICES,
+    Device,
+    Requests,
+    Run,
+    best_fixed,
+    serve,
+    serve_together,
+)
 
 from pdv_mp.config import SpeculationOptions
 from pdv_mp.speculation.draft_length.controller import (
@@ -119,6 +127,25 @@ def test_a_machine_that_changes_its_speed_is_no_reason_to_change_lengths(
         run = serve(controller, device, endless(sequences, seed), constant(alpha), 2000, noise)
         regrets.append(regret(run, device, sequences, alpha, 0))
     assert np.mean(regrets) < 0.012
+
+
+@pytest.mark.parametrize("name", ["memory-bound", "compute-bound", "tiles"])
+def test_requests_that_end_together_are_not_slower_for_drafts(name: str) -> None:
+    """At a low acceptance drafts pay by the law, but the requests would end one after another."""
+    device, sequences, tokens = DEVICES[name], 8, 64
+    ratios = []
+    for seed in range(4):
+        controller, rng = Goodput(LONGEST, sequences), np.random.default_rng(seed)
+        controller.rehearsed(device.rehearsal((1, 2, 4, 8, 16, 32), (0, 1, 2, 4, 8)))
+        for turn in range(12):
+            acceptance = np.clip(rng.normal(0.2, 0.1, sequences), 0.02, 0.95)
+            plain = FixedLength(0, sequences)
+            took, plainly = (
+                serve_together(each, device, acceptance, tokens, rng)
+                for each in (controller, plain)
+            )
+            ratios += [plainly / took] * (turn >= 2)
+    assert np.mean(ratios) > 0.98
 
 
 def test_a_shorter_step_that_is_served_replaces_what_was_rehearsed() -> None:
@@ -239,7 +266,7 @@ def looked_up(device: Device, acceptance: list[float], cycles: int) -> tuple[np.
         lengths = np.zeros(sequences, np.int64)
         if not controller.passes():
             limits = np.where(rng.random(sequences) < 0.9, 100, 0)
-            batch = DecodeBatch(slots, limits, slots + 100, 0 * slots, kinds=kinds)
+            batch = DecodeBatch(slots, limits, slots + 100, limits + 1, 0 * slots, kinds=kinds)
             lengths = controller.choose(batch)
             assert (lengths <= limits).all()
         hits = rng.random((sequences, LONGEST)) < np.array(acceptance)[kinds][:, None]
@@ -314,7 +341,7 @@ def test_lengths_are_always_within_their_limits(
 
         def choose(self, batch: DecodeBatch) -> np.ndarray:
             limits = np.where(silent | (rng.random() < 0.1), 0, batch.limits)
-            asked = DecodeBatch(batch.slots, limits, batch.contexts, batch.gaps, batch.waiting)
+            asked = replace(batch, limits=limits)
             lengths = controller.choose(asked)
             assert (lengths <= limits).all()
             return lengths
@@ -335,9 +362,7 @@ def test_the_sources_rule_goes_by_its_thresholds() -> None:
         batch = requests.batch
         for _ in range(40):
             serve(controller, device, requests, constant(alpha), 3)
-            controller.choose(
-                DecodeBatch(batch.slots, batch.limits, batch.contexts, batch.gaps, waiting)
-            )
+            controller.choose(replace(batch, waiting=waiting))
         return controller.length
 
     assert length(fast, 1.0) == 8

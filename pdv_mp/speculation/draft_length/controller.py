@@ -18,14 +18,16 @@ class DecodeBatch:
 
     ``slots`` [B]. ``limits`` [B]: most tokens that each may have drafted: 0 for those that do not
     speculate, and never more than its budget leaves room for. ``contexts`` [B]: tokens of each so
-    far. ``gaps`` [B]: tokens whose rows the draft's cache lacks because of cycles without drafts.
-    ``waiting``: sequences that are ready and have no place in the batch. ``kinds`` [B]: of which
-    kind each one's drafts would be, where there are several, else None.
+    far. ``remaining`` [B]: tokens that each may still get. ``gaps`` [B]: tokens whose rows the
+    draft's cache lacks because of cycles without drafts. ``waiting``: sequences that are ready and
+    have no place in the batch. ``kinds`` [B]: of which kind each one's drafts would be, where there
+    are several, else None.
     """
 
     slots: Column
     limits: Column
     contexts: Column
+    remaining: Column
     gaps: Column
     waiting: int = 0
     kinds: Column | None = None

@@ -20,6 +20,8 @@ draft of one group runs beside the verification of another: see :meth:`Goodput._
   were served of late, and which would be better than the present one if it cost as little as the
   sure ones allow, is looked at for a cycle now and then. What looks are expected to lose is at most
   :data:`LOOK_SHARE` of the time.
+- Where requests that end are not followed by others drafting must be worth more, since a batch that
+  drafts ends raggedly: see :meth:`Goodput._ragged`.
 - While the length is 0 there is no draft forward and no message, but for explorations.
 """
 
@@ -40,6 +42,7 @@ from pdv_mp.speculation.draft_length.step_costs import (
     StepCosts,
     batch_bucket,
 )
+from pdv_mp.speculation.draft_length.turnover import Turnover
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,13 +51,17 @@ FIRST_LENGTH = 2
 GAIN = 0.03
 """Predicted share of tokens per second that a change must be worth."""
 CAUTION = 0.01
-"""Share of tokens per second that drafting must be worth at all: sequences that draft do not end
-together, and the last ones have the machine for themselves."""
+"""Share of tokens per second that drafting must be worth at all."""
+RAGGED = 0.12
+"""Share of the time of batches that end raggedly which is lost by that, where small batches take as
+long as large ones."""
+SPREAD = 0.09
+"""Coefficient of variation of the cycles that sequences need when they draft."""
 DWELL = 8
 """Cycles that a length stays."""
 PATIENCE = 0.3
 """Cycles that smaller gains must have added up to."""
-SILENT_INTERVAL = 8
+SILENT_INTERVAL = 16
 """Cycles between two decisions while nothing is drafted."""
 WORTH_SHARE = 0.7
 """Share of what a row seems to cost that a looked-up draft must be worth."""
@@ -108,6 +115,7 @@ class Goodput:
         self._look_at: int | None = None
         self._looks_left = FIRST_LOOKS
         self._since_look = 0
+        self._turnover = Turnover(num_slots)
 
     @property
     def length(self) -> int:
@@ -124,6 +132,7 @@ class Goodput:
 
     def forget(self, slot: int) -> None:
         self._estimate.forget(slot)
+        self._turnover.replaced(slot)
 
     def timed(self, times: CycleTimes) -> None:
         self._verify.add(times.sequences, times.rows, times.context, times.verify_ns)
@@ -195,6 +204,7 @@ class Goodput:
         return np.minimum(limits, paying)
 
     def _decide(self, batch: DecodeBatch, limits: Column) -> None:
+        self._turnover.seen(batch.slots, self._since_decision)
         longest = int(limits.max())
         at_each = (limits[:, None] > np.arange(longest)).sum(axis=0)
         rows = len(limits) + np.concatenate([[0], np.cumsum(at_each)]).astype(float)
@@ -212,7 +222,7 @@ class Goodput:
             reach = -1  # all are about to end: no time to try anything
         out_of_reach = ~known & (np.arange(longest + 1) > reach)
         out_of_reach[present] = False
-        times[1:] /= 1 - CAUTION
+        times[1:] /= 1 - CAUTION - self._ragged(batch, rows, times)
         tokens = self._tokens(batch, limits, longest)
         goodput = np.where(out_of_reach, 0.0, tokens / times)
         best = int(goodput.argmax())
@@ -281,6 +291,20 @@ class Goodput:
             each = float(times[last] - times[0]) / float(rows[last] - rows[0])
             self._worth = WORTH_SHARE * each * sequences / float(times[0])
 
+    def _ragged(self, batch: DecodeBatch, rows: Floats, times: Floats) -> Floats:
+        """The share of the time that is lost because sequences with drafts do not end together,
+        [K]: nothing where others follow them, where rows cost as much as they take in the batch, or
+        where they end one after another in any case."""
+        if len(rows) < 2 or len(batch.slots) < 2:
+            return np.zeros(len(rows) - 1)
+        mean = float(batch.remaining.mean())
+        uneven = float(batch.remaining.std()) / max(1.0, mean)
+        made_uneven = (math.hypot(uneven, SPREAD) - uneven) / SPREAD
+        each = (times[1:] - times[0]) / (rows[1:] - rows[0])
+        fixed = np.clip(1 - each * rows[1:] / times[1:], 0.0, 1.0)
+        lost: Floats = RAGGED * (1 - self._turnover.followed) * made_uneven * fixed
+        return lost
+
     def _tokens(
         self, batch: DecodeBatch, limits: Column, longest: int, if_lucky: bool = False
     ) -> Floats:
@@ -300,7 +324,7 @@ class Goodput:
         before[0] = self._overhead_ns[0]
         if not self._length:
             catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
-            before[1:] += catch_up / CATCH_UP_HORIZON
+            before[1:] += catch_up / min(CATCH_UP_HORIZON, float(batch.remaining.mean()))
         return before
 
     def _times(

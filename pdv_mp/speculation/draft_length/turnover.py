@@ -1,0 +1,74 @@
+"""Whether requests that end are followed by others while the rest of their batch goes on.
+
+Where they are not, a batch that drafts ends raggedly: requests that would end together without
+drafts end one after another, as their drafts were kept, and the last ones have the machine for
+themselves. What that costs is no part of the law of goodput, which holds for batches that stay as
+large as they are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from pdv_mp.speculation.draft_length.controller import Column
+
+PATIENCE = 16
+"""Cycles within which somebody has to follow."""
+WINDOW = 32.0
+"""Requests that count."""
+FIRST_FOLLOWED = 8.0
+"""Before anything is known so many were followed."""
+
+
+class Turnover:
+    """Watches the batches of at most ``num_slots`` requests."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._here = np.zeros(num_slots, np.bool_)
+        self._count = 0
+        self._cycle = 0
+        self._vacant: deque[int] = deque()
+        """The cycles since which places are empty."""
+        self._followed, self._missed = FIRST_FOLLOWED, 0.0
+
+    @property
+    def followed(self) -> float:
+        """The share of those that ended before the rest of their batch that others followed."""
+        return self._followed / (self._followed + self._missed)
+
+    def replaced(self, slot: int) -> None:
+        """The slot has a new owner."""
+        self._here[slot] = False
+
+    def seen(self, slots: Column, cycles: int) -> None:
+        """The batch, ``slots`` [B], so many cycles after the last one."""
+        self._cycle += cycles
+        came = len(slots) - int(self._here[slots].sum())
+        left = self._count + came - len(slots)
+        self._here[:] = False
+        self._here[slots] = True
+        self._count = len(slots)
+        if came == len(slots):
+            # Nobody is still there for whom they could matter.
+            self._judge(0.0, len(self._vacant))
+            self._vacant.clear()
+            return
+        followed = 0
+        self._vacant.extend([self._cycle] * left)
+        while self._vacant and followed < came:
+            self._vacant.popleft()
+            followed += 1
+        missed = 0
+        while self._vacant and self._vacant[0] < self._cycle - PATIENCE:
+            self._vacant.popleft()
+            missed += 1
+        self._judge(followed, missed)
+
+    def _judge(self, followed: float, missed: float) -> None:
+        if not followed and not missed:
+            return
+        forgotten = (1 - 1 / WINDOW) ** (followed + missed)
+        self._followed = self._followed * forgotten + followed
+        self._missed = self._missed * forgotten + missed
