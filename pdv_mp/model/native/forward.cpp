@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -284,7 +285,21 @@ struct Ahead {
   int64_t step;
 };
 
-template <int M, Then then>
+// Which those are: none; those that follow in the same run; or a share of the next panel, where
+// several tiles of rows meet this one.
+enum class Fetch { NONE, RUN, SHARE };
+template <Fetch fetch>
+using Fetching = std::integral_constant<Fetch, fetch>;
+
+// Vectors that are asked for with each input. The CPU follows a run by itself, and where few rows
+// leave it little to compute, asking for all of it only gets in its way.
+template <int M>
+constexpr int vectors_ahead(Fetch fetch) {
+  if (fetch == Fetch::NONE) return 0;
+  return fetch == Fetch::RUN && M >= 8 ? 2 : 1;
+}
+
+template <int M, Then then, Fetch fetch>
 void multiply_tile(const float* x, int64_t stride, const float* panel, Ahead ahead, int64_t inputs,
                    const float* scale, const float* bias, float* out, int64_t out_stride,
                    int64_t columns) {
@@ -294,8 +309,9 @@ void multiply_tile(const float* x, int64_t stride, const float* panel, Ahead ahe
   for (int i = 0; i < (M + 3) / 4; ++i) fours[i] = x + 4 * i * stride;
   for (int64_t k = 0; k < inputs; ++k) {
     const Vector w0 = load<Vector>(panel), w1 = load<Vector>(panel + LANES);
-    __builtin_prefetch(ahead.from, 0, 2);
-    __builtin_prefetch(ahead.from + LANES, 0, 2);
+    for (int i = 0; i < vectors_ahead<M>(fetch); ++i) {
+      __builtin_prefetch(ahead.from + i * LANES, 0, 2);
+    }
     ahead.from += ahead.step;
     panel += PANEL;
 #pragma GCC unroll 16
@@ -332,16 +348,17 @@ void multiply_tile(const float* x, int64_t stride, const float* panel, Ahead ahe
   }
 }
 
-template <Then then, int M = TILE>
+template <Then then, Fetch fetch, int M = TILE>
 inline void multiply_rows(int rows, const float* x, int64_t stride, const float* panel, Ahead ahead,
                           int64_t inputs, const float* scale, const float* bias, float* out,
                           int64_t out_stride, int64_t columns) {
   if constexpr (M > 0) {
     if (rows == M) {
-      multiply_tile<M, then>(x, stride, panel, ahead, inputs, scale, bias, out, out_stride, columns);
+      multiply_tile<M, then, fetch>(x, stride, panel, ahead, inputs, scale, bias, out, out_stride,
+                                    columns);
     } else {
-      multiply_rows<then, M - 1>(rows, x, stride, panel, ahead, inputs, scale, bias, out, out_stride,
-                                 columns);
+      multiply_rows<then, fetch, M - 1>(rows, x, stride, panel, ahead, inputs, scale, bias, out,
+                                        out_stride, columns);
     }
   }
 }
@@ -369,17 +386,19 @@ void multiply(Shares& shares, int step, Phase phase, int thread, const Matrix& m
         const int64_t first = from + (to - from) * tile / tiles;
         const int64_t end = from + (to - from) * (tile + 1) / tiles;
         const float* weights = matrix.panels + panel * matrix.inputs * PANEL;
-        // One tile runs through memory; several share the work of fetching the next panel.
-        const int64_t step = (PANEL + tiles - 1) / tiles;
-        const Ahead ahead = tiles == 1
-                                ? Ahead{weights + AHEAD, PANEL}
-                                : Ahead{weights + matrix.inputs * (PANEL + tile * step), step};
-        multiply_rows<then>(int(end - first), x + first * matrix.inputs, matrix.inputs, weights,
-                            ahead, matrix.inputs,
-                            scale ? scale + first : nullptr,
-                            matrix.bias ? matrix.bias + panel * PANEL : nullptr,
-                            out + first * out_stride + panel * wide, out_stride,
-                            columns - panel * wide);
+        const auto meet = [&](auto fetch, Ahead ahead) {
+          multiply_rows<then, fetch.value>(
+              int(end - first), x + first * matrix.inputs, matrix.inputs, weights, ahead,
+              matrix.inputs, scale ? scale + first : nullptr,
+              matrix.bias ? matrix.bias + panel * PANEL : nullptr,
+              out + first * out_stride + panel * wide, out_stride, columns - panel * wide);
+        };
+        if (tiles == 1) {
+          meet(Fetching<Fetch::RUN>{}, {weights + AHEAD, PANEL});
+        } else {
+          const int64_t step = (PANEL + tiles - 1) / tiles;
+          meet(Fetching<Fetch::SHARE>{}, {weights + matrix.inputs * (PANEL + tile * step), step});
+        }
       }
     }
   });
@@ -455,10 +474,11 @@ struct Work {
   }
 
   // Query tokens `rows[0 .. count)` of a sequence attend through one key head; `out` has a row of
-  // query_width for each.
+  // query_width for each. `later`: keys that will be needed next, null: none; memory is asked for
+  // them while values are summed up.
   template <int W>
   void attend(int64_t layer, int64_t sequence, int64_t head, const int64_t* rows, int64_t count,
-              const float* qkv, float* out, const Scratch& scratch) const {
+              const float* qkv, float* out, const Scratch& scratch, const float* later) const {
     const int64_t size = model.head_dim, kv_heads = model.num_kv_heads;
     const int64_t members = model.num_heads / kv_heads, queries = count * members;
     const auto lane = [&](int64_t query) { return (query % members * kv_heads + head) * size; };
@@ -472,10 +492,10 @@ struct Work {
       key_panel(layer, sequence, head, from, std::min<int64_t>(from + PANEL, context),
                 scratch.keys);
       for (int64_t query = 0; query < queries; query += TILE) {
-        multiply_rows<Then::STORE>(int(std::min<int64_t>(TILE, queries - query)),
-                                   scratch.queries + query * size, size, scratch.keys,
-                                   Ahead{scratch.keys, 0}, size, nullptr, nullptr, scratch.scores + query * scratch.room + from,
-                                   scratch.room, PANEL);
+        multiply_rows<Then::STORE, Fetch::NONE>(
+            int(std::min<int64_t>(TILE, queries - query)), scratch.queries + query * size, size,
+            scratch.keys, {}, size, nullptr, nullptr, scratch.scores + query * scratch.room + from,
+            scratch.room, PANEL);
       }
     }
     for (int64_t query = 0; query < queries; ++query) {
@@ -487,6 +507,9 @@ struct Work {
       const int64_t unit_end = (from / cache.unit_tokens + 1) * cache.unit_tokens;
       const int64_t to = std::min({context, unit_end, from + VALUES});
       const float* values = place(layer, sequence, from, head) + cache.value;
+      for (int64_t i = from * size; later && i < to * size; i += LANES) {
+        __builtin_prefetch(later + i, 0, 2);
+      }
       for (int64_t query = 0; query < queries; query += ROWS) {
         const int64_t together = std::min<int64_t>(ROWS, queries - query);
         float* into[ROWS];
@@ -763,9 +786,15 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
       const Scratch scratch = space.of(thread);
       shares.run(step++, ATTEND, thread, count, [&](int64_t part) {
         const Task& task = tasks[part / model.num_kv_heads];
+        const int64_t next = part + 1;
+        const float* later = nullptr;
+        if (next < count) {
+          later = work.place(index, tasks[next / model.num_kv_heads].sequence, 0,
+                             next % model.num_kv_heads);
+        }
         work.attend<W>(index, task.sequence, part % model.num_kv_heads, queries + task.first,
                        task.count, space.qkv, space.attended + task.first * work.query_width(),
-                       scratch);
+                       scratch, later);
       });
       if (last && batch.logit_rows) {
         hidden = space.last_hidden;
