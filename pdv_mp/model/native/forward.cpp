@@ -50,7 +50,7 @@ constexpr int PANEL = 2 * LANES;
 // Rows of activations that meet a panel at once; their sums stay in registers.
 constexpr int TILE = REGISTERS == 32 ? 12 : 6;
 // Floats by which memory is asked for weights before they are needed.
-constexpr int64_t AHEAD = 1024;
+constexpr int64_t AHEAD = 1536;
 // Bytes of activations that stay in a core's cache while panels pass by.
 constexpr int64_t BLOCK_BYTES = 768 << 10;
 // Most query tokens of a sequence that attend together, and rows whose sums stay in registers.
