@@ -145,7 +145,7 @@ def test_requests_that_end_together_are_not_slower_for_drafts(name: str) -> None
                 for each in (controller, plain)
             )
             ratios += [plainly / took] * (turn >= 2)
-    assert np.mean(ratios) > 0.98
+    assert np.mean(ratios) > 0.97
 
 
 def test_a_shorter_step_that_is_served_replaces_what_was_rehearsed() -> None:

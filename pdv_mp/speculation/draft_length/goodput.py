@@ -52,7 +52,7 @@ GAIN = 0.03
 """Predicted share of tokens per second that a change must be worth."""
 CAUTION = 0.01
 """Share of tokens per second that drafting must be worth at all."""
-RAGGED = 0.12
+RAGGED = 0.1
 """Share of the time of batches that end raggedly which is lost by that, where small batches take as
 long as large ones."""
 SPREAD = 0.09
