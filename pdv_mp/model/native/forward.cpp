@@ -474,8 +474,8 @@ struct Work {
   }
 
   // Query tokens `rows[0 .. count)` of a sequence attend through one key head; `out` has a row of
-  // query_width for each. `later`: keys that will be needed next, null: none; memory is asked for
-  // them while values are summed up.
+  // query_width for each. `later`: the first of the keys that will be needed next, null: none; memory
+  // is asked for those of its unit while values are summed up.
   template <int W>
   void attend(int64_t layer, int64_t sequence, int64_t head, const int64_t* rows, int64_t count,
               const float* qkv, float* out, const Scratch& scratch, const float* later) const {
@@ -507,8 +507,10 @@ struct Work {
       const int64_t unit_end = (from / cache.unit_tokens + 1) * cache.unit_tokens;
       const int64_t to = std::min({context, unit_end, from + VALUES});
       const float* values = place(layer, sequence, from, head) + cache.value;
-      for (int64_t i = from * size; later && i < to * size; i += LANES) {
-        __builtin_prefetch(later + i, 0, 2);
+      for (int64_t t = from; later && t < std::min(to, cache.unit_tokens); ++t) {
+        for (int64_t i = 0; i < size; i += LANES) {
+          __builtin_prefetch(later + t * cache.position + i, 0, 2);
+        }
       }
       for (int64_t query = 0; query < queries; query += ROWS) {
         const int64_t together = std::min<int64_t>(ROWS, queries - query);

@@ -23,7 +23,8 @@ FIRST_FOLLOWED = 8.0
 
 
 class Turnover:
-    """Watches the batches of at most ``num_slots`` requests."""
+    """Watches the batches of at most ``num_slots`` requests. Of groups that take turns nothing is
+    learnt: each seems to be a batch of its own."""
 
     def __init__(self, num_slots: int) -> None:
         self._here = np.zeros(num_slots, np.bool_)
