@@ -131,12 +131,13 @@ class DraftCosts:
     def estimate(self, sequences: int, steps: npt.NDArray[np.int64]) -> tuple[Floats, bool]:
         """The times in ns of drafting ``steps`` [N] >= 1 tokens, and whether the batch size was
         measured. If not, times of another size that this one can hardly undercut."""
+        key = batch_bucket(sequences)
+        line = self._lines.get(key)
+        if line is not None and line.weight >= KNOWN:
+            return line.at(steps), True
         line = self._nearest(sequences)
         if line is None:
             return np.zeros(len(steps)), False
-        if self.is_known(sequences):
-            return line.at(steps), True
-        key = batch_bucket(sequences)
         other = min(self._lines, key=lambda found: abs(found - key))
         smaller = min(1.0, 2 ** ((key - other) / BATCHES_PER_OCTAVE))
         return smaller * line.at(steps), False
