@@ -21,6 +21,7 @@ from speculation.emulated_device import (
 )
 
 from pdv_mp.config import SpeculationOptions
+from pdv_mp.speculation.draft_length import goodput
 from pdv_mp.speculation.draft_length.controller import (
     CycleTimes,
     DecodeBatch,
@@ -29,7 +30,7 @@ from pdv_mp.speculation.draft_length.controller import (
 from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
 from pdv_mp.speculation.draft_length.feedback import Feedback
 from pdv_mp.speculation.draft_length.fixed import FixedLength
-from pdv_mp.speculation.draft_length.goodput import Goodput
+from pdv_mp.speculation.draft_length.goodput import FEW_FOLLOW, Goodput
 from pdv_mp.speculation.draft_length.make import make_controller
 from pdv_mp.speculation.draft_length.step_costs import StepCosts
 
@@ -146,6 +147,27 @@ def test_requests_that_end_together_are_not_slower_for_drafts(name: str) -> None
             )
             ratios += [plainly / took] * (turn >= 2)
     assert np.mean(ratios) > 0.97
+
+
+@pytest.mark.parametrize("name", ["memory-bound", "two shared cores"])
+def test_those_that_would_end_last_are_drafted_for_first(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that begin together and of which some have a hard text: nobody joins them."""
+
+    def took(all_alike: bool) -> float:
+        monkeypatch.setattr(goodput, "FEW_FOLLOW", -1.0 if all_alike else FEW_FOLLOW)
+        device, sequences, total = DEVICES[name], 8, 0.0
+        for seed in range(4):
+            controller, rng = Goodput(LONGEST, sequences), np.random.default_rng(seed)
+            controller.rehearsed(device.rehearsal((1, 2, 4, 8, 16, 32), (0, 1, 2, 4, 8)))
+            for turn in range(12):
+                acceptance = np.clip(rng.beta(2.4, 0.8, sequences), 0.03, 0.97)
+                each = serve_together(controller, device, acceptance, 200, rng)
+                total += each * (turn >= 2)
+        return total
+
+    assert took(all_alike=False) < 0.985 * took(all_alike=True)
 
 
 def test_a_shorter_step_that_is_served_replaces_what_was_rehearsed() -> None:

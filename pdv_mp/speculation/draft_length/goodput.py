@@ -20,8 +20,9 @@ draft of one group runs beside the verification of another: see :meth:`Goodput._
   were served of late, and which would be better than the present one if it cost as little as the
   sure ones allow, is looked at for a cycle now and then. What looks are expected to lose is at most
   :data:`LOOK_SHARE` of the time.
-- Where requests that end are not followed by others drafting must be worth more, since a batch that
-  drafts ends raggedly: see :meth:`Goodput._ragged`.
+- Where requests that end are not followed by others, those that would end last are drafted for
+  first (:mod:`.shares`), and drafting must be worth more, since a batch that drafts ends raggedly
+  all the same: see :meth:`Goodput._ragged`.
 - While the length is 0 there is no draft forward and no message, but for explorations.
 """
 
@@ -37,6 +38,7 @@ from pdv_mp.speculation.draft_length.acceptance_estimate import AcceptanceEstima
 from pdv_mp.speculation.draft_length.controller import Column, CycleTimes, Decisions, DecodeBatch
 from pdv_mp.speculation.draft_length.draft_costs import DraftCosts
 from pdv_mp.speculation.draft_length.exploration import MAX_SEQUENCES, Exploration
+from pdv_mp.speculation.draft_length.shares import Shares, equal_shares, shares_of_the_last
 from pdv_mp.speculation.draft_length.step_costs import (
     BATCHES_PER_OCTAVE,
     StepCosts,
@@ -55,6 +57,8 @@ CAUTION = 0.01
 RAGGED = 0.1
 """Share of the time of batches that end raggedly which is lost by that, where small batches take as
 long as large ones."""
+FEW_FOLLOW = 0.5
+"""Share of requests that are followed by others from which on all are drafted for alike."""
 SPREAD = 0.09
 """Coefficient of variation of the cycles that sequences need when they draft."""
 DWELL = 8
@@ -105,6 +109,8 @@ class Goodput:
         self._overhead_ns = [0.0, 0.0]
         self._exploration = Exploration()
         self._length = min(FIRST_LENGTH, max_length)
+        self._portion = 1.0
+        self._share = np.full(num_slots, self._length, np.int64)
         self._since_change = 0
         self._since_decision = 0
         self._bucket = self._bucket_of_change = -1
@@ -112,7 +118,7 @@ class Goodput:
         self._missed = 0.0
         self._passed = 0
         self._worth = 0.0
-        self._look_at: int | None = None
+        self._look_at: Column | None = None
         self._looks_left = FIRST_LOOKS
         self._since_look = 0
         self._turnover = Turnover(num_slots)
@@ -133,6 +139,7 @@ class Goodput:
     def forget(self, slot: int) -> None:
         self._estimate.forget(slot)
         self._turnover.replaced(slot)
+        self._share[slot] = self._length
 
     def timed(self, times: CycleTimes) -> None:
         self._verify.add(times.sequences, times.rows, times.context, times.verify_ns)
@@ -186,15 +193,15 @@ class Goodput:
             self._decide(batch, allowed)
             self._since_decision = 0
         looked_at, self._look_at = self._look_at, None
-        lengths: Column = np.minimum(allowed, self._length if looked_at is None else looked_at)
+        share = self._share[batch.slots] if looked_at is None else looked_at
+        lengths: Column = np.minimum(allowed, share)
         if looked_at is not None:
             self.decisions.explorations += 1
         if lengths.any():
             self._exploration.reset()
         elif looked_at is None and self._exploration.is_due():
             return self._explore(batch, limits)
-        decided = self._length if looked_at is None else looked_at
-        self.decisions.count(decided if lengths.any() else 0)
+        self.decisions.count(int(share.max()) if lengths.any() else 0)
         return lengths
 
     def _worthwhile(self, slots: Column, limits: Column) -> Column:
@@ -205,96 +212,115 @@ class Goodput:
 
     def _decide(self, batch: DecodeBatch, limits: Column) -> None:
         self._turnover.seen(batch.slots, self._since_decision)
-        longest = int(limits.max())
-        at_each = (limits[:, None] > np.arange(longest)).sum(axis=0)
-        rows = len(limits) + np.concatenate([[0], np.cumsum(at_each)]).astype(float)
-        before = self._before_ns(batch, longest, int(at_each[0]))
-        times, known = self._times(batch, rows, before, int(at_each[0]))
-        present = min(self._length, longest)
+        shares = self._shares(batch, limits)
+        before = self._before_ns(batch, shares)
+        times, known = self._times(batch, shares, before)
+        present = shares.at(self._length, self._portion)
         if self._is_trying or not known.any():
             # A length on trial is kept until its cost is known.
             if not known[present] and self._since_change < MAX_TRIAL:
                 return
             if not known.any():
                 return
-        reach = 2 * int(np.flatnonzero(known).max()) + 1
-        if longest < self._length:
+        reach = 2 * int(shares.longest[known].max()) + 1
+        if shares.longest[-1] < self._length:
             reach = -1  # all are about to end: no time to try anything
-        out_of_reach = ~known & (np.arange(longest + 1) > reach)
+        out_of_reach = ~known & (shares.longest > reach)
         out_of_reach[present] = False
-        times[1:] /= 1 - CAUTION - self._ragged(batch, rows, times)
-        tokens = self._tokens(batch, limits, longest)
+        times[1:] /= 1 - CAUTION - self._ragged(batch, shares, times)
+        tokens = self._tokens(batch, shares)
         goodput = np.where(out_of_reach, 0.0, tokens / times)
         best = int(goodput.argmax())
-        self._set_worth(times, rows, known, len(limits))
+        self._set_worth(times, shares, known)
         if best == 0:
             # Whoever drafts nothing learns nothing: a few unlucky trials are no reason to stop.
-            lucky = self._tokens(batch, limits, longest, if_lucky=True)
+            lucky = self._tokens(batch, shares, if_lucky=True)
             goodput = np.where(out_of_reach, 0.0, lucky / times)
             best = int(goodput.argmax())
         gain = float(goodput[best] / goodput[present]) - 1 if goodput[present] else math.inf
         if best == present:
             self._is_trying, self._missed = False, 0.0
-            self._consider_a_look(batch, rows, before, tokens, times)
+            self._take(batch, shares, present)
+            self._consider_a_look(batch, shares, before, tokens, times)
             return
         was_trying, self._is_trying = self._is_trying, False
         self._missed += max(0.0, gain) * max(1, self._since_decision)
         is_other_batch = abs(self._bucket - self._bucket_of_change) >= BATCHES_PER_OCTAVE
         rests = self._since_change < DWELL and known[best] and not (was_trying or is_other_batch)
         if rests or (gain <= GAIN and self._missed < PATIENCE):
-            self._consider_a_look(batch, rows, before, tokens, times)
+            self._take(batch, shares, present)
+            self._consider_a_look(batch, shares, before, tokens, times)
             return
         self._is_trying = not bool(known[best])
         self.decisions.trials += self._is_trying
-        self.decisions.switches += best != self._length
-        self._length, self._since_change, self._missed = best, 0, 0.0
+        self.decisions.switches += best != present
+        self._length, self._portion = int(shares.longest[best]), float(shares.portions[best])
+        self._since_change, self._missed = 0, 0.0
         self._bucket_of_change = self._bucket
+        self._take(batch, shares, best)
+
+    def _shares(self, batch: DecodeBatch, limits: Column) -> Shares:
+        """Ways to divide drafts among the sequences, of which one is to be chosen."""
+        if self._looks_up or self._turnover.followed > FEW_FOLLOW or len(limits) == 1:
+            return equal_shares(limits)
+        survival = self._estimate.survival(batch.slots, int(limits.max()))
+        return shares_of_the_last(limits, batch.remaining, survival)
+
+    def _take(self, batch: DecodeBatch, shares: Shares, chosen: int) -> None:
+        """Draft that much from now on, and more where only this cycle's limit is in the way."""
+        lengths = shares.lengths[chosen]
+        is_limited = lengths == shares.lengths[-1]
+        self._share[:] = self._length
+        self._share[batch.slots] = np.where(is_limited, np.maximum(lengths, self._length), lengths)
 
     def _consider_a_look(
-        self, batch: DecodeBatch, rows: Floats, before: Floats, tokens: Floats, times: Floats
+        self, batch: DecodeBatch, shares: Shares, before: Floats, tokens: Floats, times: Floats
     ) -> None:
-        """Choose a length for the next cycle alone if it could be better than the present one.
+        """Choose shares for the next cycle alone if they could be better than the present ones.
 
-        ``before``, ``tokens``, ``times`` [K + 1]: what a cycle of each length takes before it is
+        ``before``, ``tokens``, ``times`` [N]: what a cycle of each kind takes before it is
         verified, emits, and takes, as far as that is known.
         """
         self._since_look += self._since_decision
         gained = LOOK_SHARE * self._since_decision
         self._looks_left = min(MOST_LOOKS, self._looks_left + gained)
-        if self._since_look < LOOK_INTERVAL or self._looks_left <= 0 or len(rows) <= self._length:
+        is_beyond = shares.longest[-1] < self._length
+        if self._since_look < LOOK_INTERVAL or self._looks_left <= 0 or is_beyond:
             return
         self._since_look = 0
-        least, sure = self._verify.least(len(batch.slots), rows, int(batch.contexts.sum()))
-        here = float(tokens[self._length] / times[self._length])
+        present = shares.at(self._length, self._portion)
+        context = int(batch.contexts.sum())
+        least, sure = self._verify.least(len(batch.slots), shares.rows, context)
+        here = float(tokens[present] / times[present])
         hoped = np.where(sure, 0.0, tokens / np.maximum(1.0, self._cycle_ns(before, least)))
-        hoped[self._length] = 0.0
-        if not sure[self._length] or hoped.max() <= (1 + GAIN) * here:
+        hoped[present] = 0.0
+        if not sure[present] or hoped.max() <= (1 + GAIN) * here:
             return
-        length = int(hoped.argmax())
-        loss = float(times[length] * here - tokens[length]) / float(tokens[self._length])
+        other = int(hoped.argmax())
+        loss = float(times[other] * here - tokens[other]) / float(tokens[present])
         if not self._length and not self._looks_up:
             missed = float(batch.gaps[batch.limits > 0].sum())
             loss += missed * self._draft.fed_ns(len(batch.slots)) / float(times[0])
         if loss <= self._looks_left:
             self._looks_left -= max(0.0, loss)
-            self._look_at = length
+            self._look_at = shares.lengths[other]
 
-    def _set_worth(
-        self, times: Floats, rows: Floats, known: npt.NDArray[np.bool_], sequences: int
-    ) -> None:
+    def _set_worth(self, times: Floats, shares: Shares, known: npt.NDArray[np.bool_]) -> None:
         """How probable it must be that a draft is kept if its row is to pay: what the row costs, in
         tokens that cycles without drafts would emit in that time. It is taken to cost somewhat
         less, since it is the small difference of large numbers."""
+        rows = shares.rows
         measured = np.flatnonzero(known)
         last = int(measured.max(initial=0))
         if last and known[0]:
             each = float(times[last] - times[0]) / float(rows[last] - rows[0])
-            self._worth = WORTH_SHARE * each * sequences / float(times[0])
+            self._worth = WORTH_SHARE * each * float(rows[0]) / float(times[0])
 
-    def _ragged(self, batch: DecodeBatch, rows: Floats, times: Floats) -> Floats:
+    def _ragged(self, batch: DecodeBatch, shares: Shares, times: Floats) -> Floats:
         """The share of the time that is lost because sequences with drafts do not end together,
-        [K]: nothing where others follow them, where rows cost as much as they take in the batch, or
-        where they end one after another in any case."""
+        [N - 1]: nothing where others follow them, where rows cost as much as they take in the
+        batch, or where they end one after another in any case."""
+        rows = shares.rows
         if len(rows) < 2 or len(batch.slots) < 2:
             return np.zeros(len(rows) - 1)
         mean = float(batch.remaining.mean())
@@ -305,21 +331,19 @@ class Goodput:
         lost: Floats = RAGGED * (1 - self._turnover.followed) * made_uneven * fixed
         return lost
 
-    def _tokens(
-        self, batch: DecodeBatch, limits: Column, longest: int, if_lucky: bool = False
-    ) -> Floats:
-        """Tokens that cycles of 0 .. K drafts emit on average, [K + 1]."""
+    def _tokens(self, batch: DecodeBatch, shares: Shares, if_lucky: bool = False) -> Floats:
+        """Tokens that cycles of each kind emit on average, as much as each is worth, [N]."""
+        longest = int(shares.lengths[-1].max())
         survival = self._estimate.survival(batch.slots, longest, if_lucky)
-        kept = (survival * (limits[:, None] > np.arange(longest))).sum(axis=0)
-        tokens: Floats = len(limits) + np.concatenate([[0.0], np.cumsum(kept)])
-        return tokens
+        return shares.tokens(survival)
 
-    def _before_ns(self, batch: DecodeBatch, longest: int, drafting: int) -> Floats:
-        """What cycles of 0 .. K drafts take until their verification begins, in ns: [K + 1]."""
+    def _before_ns(self, batch: DecodeBatch, shares: Shares) -> Floats:
+        """What cycles of each kind take until their verification begins, in ns: [N]."""
         if self._looks_up:
-            return np.full(longest + 1, self._overhead_ns[0])
-        draft_ns, _ = self._draft.estimate(drafting, np.arange(1, longest + 1))
-        before = np.zeros(longest + 1)
+            return np.full(len(shares.longest), self._overhead_ns[0])
+        drafting = shares.drafting
+        draft_ns, _ = self._draft.estimate(drafting, shares.steps[1:])
+        before = np.zeros(len(shares.longest))
         before[1:] = draft_ns + self._overhead_ns[1]
         before[0] = self._overhead_ns[0]
         if not self._length:
@@ -328,12 +352,12 @@ class Goodput:
         return before
 
     def _times(
-        self, batch: DecodeBatch, rows: Floats, before: Floats, drafting: int
+        self, batch: DecodeBatch, shares: Shares, before: Floats
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """What cycles of 0 .. K drafts take, in ns, and whether that is measured: [K + 1]."""
+        """What cycles of each kind take, in ns, and whether that is measured: [N]."""
         context = int(batch.contexts.sum())
-        verify_ns, known = self._verify.estimate(len(batch.slots), rows, context)
-        if not self._looks_up and not self._draft.is_known(drafting):
+        verify_ns, known = self._verify.estimate(len(batch.slots), shares.rows, context)
+        if not self._looks_up and not self._draft.is_known(shares.drafting):
             known[1:] = False
         return np.maximum(1.0, self._cycle_ns(before, verify_ns)), known
 
