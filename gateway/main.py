@@ -8,16 +8,21 @@ from __future__ import annotations
 import signal
 import sys
 
+from launcher.importing import interrupts_end
+
+INTERRUPTED = "pdv-gateway: interrupted before it listened\n"
+
 
 def main() -> None:
     """Runs the command, and ends the process."""
     try:
-        from gateway.command import main as run
+        with interrupts_end(INTERRUPTED, 0):
+            from gateway.command import main as run
 
         code = run()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
     except KeyboardInterrupt:
-        sys.stderr.write("pdv-gateway: interrupted before it listened\n")
+        sys.stderr.write(INTERRUPTED)
         code = 0
     sys.exit(code)
 

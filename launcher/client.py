@@ -8,19 +8,23 @@ from __future__ import annotations
 import signal
 import sys
 
+from launcher.importing import interrupts_end
+
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED = "pdv-client: interrupted\n"
 
 
 def main() -> None:
     """Runs the command, and ends the process."""
     try:
-        from launcher.client_command import main as run
+        with interrupts_end(INTERRUPTED, EXIT_INTERRUPTED):
+            from launcher.client_command import main as run
 
         code = run()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.stderr.write("pdv-client: interrupted\n")
+        sys.stderr.write(INTERRUPTED)
         code = EXIT_INTERRUPTED
     sys.exit(code)
 

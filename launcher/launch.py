@@ -8,16 +8,21 @@ from __future__ import annotations
 import signal
 import sys
 
+from launcher.importing import interrupts_end
+
+INTERRUPTED = "pdv-launch: interrupted before any process was started\n"
+
 
 def main() -> None:
     """Runs the command, and ends the process."""
     try:
-        from launcher.launch_command import main as run
+        with interrupts_end(INTERRUPTED, 0):
+            from launcher.launch_command import main as run
 
         code = run()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
     except KeyboardInterrupt:
-        sys.stderr.write("pdv-launch: interrupted before any process was started\n")
+        sys.stderr.write(INTERRUPTED)
         code = 0
     sys.exit(code)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import signal
 import sys
 
+from launcher.importing import interrupts_end
+
 
 def main() -> None:
     """Runs the command, and ends the process. An interrupt is how one leaves it."""
     try:
-        from launcher.top_command import main as run
+        with interrupts_end("", 0):
+            from launcher.top_command import main as run
 
         code = run()
     except KeyboardInterrupt:
