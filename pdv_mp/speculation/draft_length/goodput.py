@@ -212,7 +212,8 @@ class Goodput:
 
     def _decide(self, batch: DecodeBatch, limits: Column) -> None:
         self._turnover.seen(batch.slots, self._since_decision)
-        shares = self._shares(batch, limits)
+        survival = self._estimate.survival(batch.slots, int(limits.max()))
+        shares = self._shares(batch, limits, survival)
         before = self._before_ns(batch, shares)
         times, known = self._times(batch, shares, before)
         present = shares.at(self._length, self._portion)
@@ -228,14 +229,14 @@ class Goodput:
         out_of_reach = ~known & (shares.longest > reach)
         out_of_reach[present] = False
         times[1:] /= 1 - CAUTION - self._ragged(batch, shares, times)
-        tokens = self._tokens(batch, shares)
+        tokens = shares.tokens(survival)
         goodput = np.where(out_of_reach, 0.0, tokens / times)
         best = int(goodput.argmax())
         self._set_worth(times, shares, known)
         if best == 0:
             # Whoever drafts nothing learns nothing: a few unlucky trials are no reason to stop.
-            lucky = self._tokens(batch, shares, if_lucky=True)
-            goodput = np.where(out_of_reach, 0.0, lucky / times)
+            lucky = self._estimate.survival(batch.slots, survival.shape[1], if_lucky=True)
+            goodput = np.where(out_of_reach, 0.0, shares.tokens(lucky) / times)
             best = int(goodput.argmax())
         gain = float(goodput[best] / goodput[present]) - 1 if goodput[present] else math.inf
         if best == present:
@@ -259,11 +260,10 @@ class Goodput:
         self._bucket_of_change = self._bucket
         self._take(batch, shares, best)
 
-    def _shares(self, batch: DecodeBatch, limits: Column) -> Shares:
+    def _shares(self, batch: DecodeBatch, limits: Column, survival: Floats) -> Shares:
         """Ways to divide drafts among the sequences, of which one is to be chosen."""
         if self._looks_up or self._turnover.followed > FEW_FOLLOW or len(limits) == 1:
             return equal_shares(limits)
-        survival = self._estimate.survival(batch.slots, int(limits.max()))
         return shares_of_the_last(limits, batch.remaining, survival)
 
     def _take(self, batch: DecodeBatch, shares: Shares, chosen: int) -> None:
@@ -330,12 +330,6 @@ class Goodput:
         fixed = np.clip(1 - each * rows[1:] / times[1:], 0.0, 1.0)
         lost: Floats = RAGGED * (1 - self._turnover.followed) * made_uneven * fixed
         return lost
-
-    def _tokens(self, batch: DecodeBatch, shares: Shares, if_lucky: bool = False) -> Floats:
-        """Tokens that cycles of each kind emit on average, as much as each is worth, [N]."""
-        longest = int(shares.lengths[-1].max())
-        survival = self._estimate.survival(batch.slots, longest, if_lucky)
-        return shares.tokens(survival)
 
     def _before_ns(self, batch: DecodeBatch, shares: Shares) -> Floats:
         """What cycles of each kind take until their verification begins, in ns: [N]."""

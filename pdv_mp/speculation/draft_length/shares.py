@@ -31,20 +31,15 @@ class Shares:
     """N ways to divide drafts among B sequences, by rows, the first of which is to draft nothing.
 
     ``longest`` [N]: the longest draft that was allowed; ``portions`` [N]: of what drafts of that
-    length for all would be; ``lengths`` [N, B]: of each sequence. ``worth`` [B]: of a token of
-    each, 1 on average.
+    length for all would be; ``lengths`` [N, B]: of each sequence; ``rows`` [N], ascending: that are
+    verified. ``worth`` [B]: of a token of each, 1 on average.
     """
 
     longest: Column
     portions: Floats
     lengths: Column
+    rows: Floats
     worth: Floats
-
-    @property
-    def rows(self) -> Floats:
-        """That are verified, [N], ascending."""
-        rows: Floats = (self.lengths.shape[1] + self.lengths.sum(axis=1)).astype(float)
-        return rows
 
     @property
     def steps(self) -> Column:
@@ -76,7 +71,8 @@ def equal_shares(limits: Column) -> Shares:
     """All get the same, each up to its limit. ``limits`` [B], not all 0."""
     longest = np.arange(int(limits.max()) + 1)
     lengths = np.minimum(limits, longest[:, None])
-    return Shares(longest, np.ones(len(longest)), lengths, np.ones(len(limits)))
+    rows = (len(limits) + lengths.sum(axis=1)).astype(float)
+    return Shares(longest, np.ones(len(longest)), lengths, rows, np.ones(len(limits)))
 
 
 def shares_of_the_last(limits: Column, remaining: Column, survival: Floats) -> Shares:
@@ -87,14 +83,20 @@ def shares_of_the_last(limits: Column, remaining: Column, survival: Floats) -> S
     worth = np.clip((cycles / cycles.mean()) ** URGENCY, 1 / MOST_WORTH, MOST_WORTH)
     worth /= worth.mean()
     equal = equal_shares(limits)
-    drafts = (PORTION * equal.lengths.sum(axis=1)).astype(np.int64)
+    drafts = (PORTION * (equal.rows - len(limits))).astype(np.int64)
     divided = np.flatnonzero(drafts)
-    lengths = _best_drafts(limits, survival * worth[:, None], divided, drafts[divided])
-    lengths = np.concatenate([equal.lengths, lengths])
-    longest = np.concatenate([equal.longest, divided])
+    drafts = drafts[divided]
+    rows = np.concatenate([equal.rows, len(limits) + drafts])
     portions = np.concatenate([equal.portions, np.full(len(divided), PORTION)])
-    order = np.lexsort((portions, lengths.sum(axis=1)))
-    return Shares(longest[order], portions[order], lengths[order], worth)
+    order = np.lexsort((portions, rows))
+    best = _best_drafts(limits, survival * worth[:, None], divided, drafts)
+    return Shares(
+        longest=np.concatenate([equal.longest, divided])[order],
+        portions=portions[order],
+        lengths=np.concatenate([equal.lengths, best])[order],
+        rows=rows[order],
+        worth=worth,
+    )
 
 
 def _best_drafts(limits: Column, values: Floats, longest: Column, drafts: Column) -> Column:
