@@ -20,9 +20,9 @@ draft of one group runs beside the verification of another: see :meth:`Goodput._
   were served of late, and which would be better than the present one if it cost as little as the
   sure ones allow, is looked at for a cycle now and then. What looks are expected to lose is at most
   :data:`LOOK_SHARE` of the time.
-- Where requests that end are not followed by others, those that would end last are drafted for
-  first (:mod:`.shares`), and drafting must be worth more, since a batch that drafts ends raggedly
-  all the same: see :meth:`Goodput._ragged`.
+- Where requests end at their limits and are not followed by others, those that would end last are
+  drafted for first (:mod:`.shares`), and drafting must be worth more, since a batch that drafts
+  ends raggedly all the same: see :meth:`Goodput._ragged`.
 - While the length is 0 there is no draft forward and no message, but for explorations.
 """
 
@@ -59,6 +59,8 @@ RAGGED = 0.1
 long as large ones."""
 FEW_FOLLOW = 0.5
 """Share of requests that are followed by others from which on all are drafted for alike."""
+MOST_AT_LIMIT = 0.5
+"""Share of requests that end at their limits up to which all are drafted for alike."""
 SPREAD = 0.09
 """Coefficient of variation of the cycles that sequences need when they draft."""
 DWELL = 8
@@ -211,7 +213,9 @@ class Goodput:
         return np.minimum(limits, paying)
 
     def _decide(self, batch: DecodeBatch, limits: Column) -> None:
-        self._turnover.seen(batch.slots, self._since_decision)
+        cycles = self._since_decision
+        most = cycles * (self._length + 1) + self.max_length  # a look may have drafted more
+        self._turnover.seen(batch.slots, batch.remaining, cycles, most)
         survival = self._estimate.survival(batch.slots, int(limits.max()))
         shares = self._shares(batch, limits, survival)
         before = self._before_ns(batch, shares)
@@ -262,7 +266,9 @@ class Goodput:
 
     def _shares(self, batch: DecodeBatch, limits: Column, survival: Floats) -> Shares:
         """Ways to divide drafts among the sequences, of which one is to be chosen."""
-        if self._looks_up or self._turnover.followed > FEW_FOLLOW or len(limits) == 1:
+        turnover = self._turnover
+        is_known_who = turnover.followed <= FEW_FOLLOW and turnover.at_limit > MOST_AT_LIMIT
+        if self._looks_up or not is_known_who or len(limits) == 1:
             return equal_shares(limits)
         return shares_of_the_last(limits, batch.remaining, survival)
 
@@ -319,7 +325,8 @@ class Goodput:
     def _ragged(self, batch: DecodeBatch, shares: Shares, times: Floats) -> Floats:
         """The share of the time that is lost because sequences with drafts do not end together,
         [N - 1]: nothing where others follow them, where rows cost as much as they take in the
-        batch, or where they end one after another in any case."""
+        batch, or where they end one after another in any case, which is so, too, where they do not
+        end at their limits."""
         rows = shares.rows
         if len(rows) < 2 or len(batch.slots) < 2:
             return np.zeros(len(rows) - 1)
@@ -328,7 +335,8 @@ class Goodput:
         made_uneven = (math.hypot(uneven, SPREAD) - uneven) / SPREAD
         each = (times[1:] - times[0]) / (rows[1:] - rows[0])
         fixed = np.clip(1 - each * rows[1:] / times[1:], 0.0, 1.0)
-        lost: Floats = RAGGED * (1 - self._turnover.followed) * made_uneven * fixed
+        joint = (1 - self._turnover.followed) * self._turnover.at_limit
+        lost: Floats = RAGGED * joint * made_uneven * fixed
         return lost
 
     def _before_ns(self, batch: DecodeBatch, shares: Shares) -> Floats:

@@ -1,9 +1,10 @@
-"""Whether requests that end are followed by others while the rest of their batch goes on.
+"""How requests end: whether others follow them while the rest of their batch goes on, and whether
+their limits had said when.
 
-Where they are not, a batch that drafts ends raggedly: requests that would end together without
+Where nobody follows, a batch that drafts ends raggedly: requests that would end together without
 drafts end one after another, as their drafts were kept, and the last ones have the machine for
 themselves. What that costs is no part of the law of goodput, which holds for batches that stay as
-large as they are.
+large as they are. Where requests end long before their limits nobody knows who will be the last.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ PATIENCE = 16
 """Cycles within which somebody has to follow."""
 WINDOW = 32.0
 """Requests that count."""
-FIRST_FOLLOWED = 8.0
-"""Before anything is known so many were followed."""
+FIRST = 8.0
+"""Before anything is known so many were followed, and ended at their limits."""
 
 
 class Turnover:
@@ -28,24 +29,35 @@ class Turnover:
 
     def __init__(self, num_slots: int) -> None:
         self._here = np.zeros(num_slots, np.bool_)
+        self._remaining = np.zeros(num_slots, np.int64)
         self._count = 0
         self._cycle = 0
         self._vacant: deque[int] = deque()
         """The cycles since which places are empty."""
-        self._followed, self._missed = FIRST_FOLLOWED, 0.0
+        self._followed, self._missed = FIRST, 0.0
+        self._at_limit, self._early = FIRST, 0.0
 
     @property
     def followed(self) -> float:
         """The share of those that ended before the rest of their batch that others followed."""
         return self._followed / (self._followed + self._missed)
 
+    @property
+    def at_limit(self) -> float:
+        """The share of those that left a batch which may have had all tokens that they could get;
+        the others were paused, or ended by themselves."""
+        return self._at_limit / (self._at_limit + self._early)
+
     def replaced(self, slot: int) -> None:
         """The slot has a new owner."""
         self._here[slot] = False
 
-    def seen(self, slots: Column, cycles: int) -> None:
-        """The batch, ``slots`` [B], so many cycles after the last one."""
+    def seen(self, slots: Column, remaining: Column, cycles: int, tokens: int) -> None:
+        """The batch, ``slots`` [B], whose requests may still get ``remaining`` [B] tokens, so many
+        cycles after the last one, in which each may have got as many as ``tokens``."""
         self._cycle += cycles
+        self._judge_limits(slots, tokens)
+        self._remaining[slots] = remaining
         came = len(slots) - int(self._here[slots].sum())
         left = self._count + came - len(slots)
         self._here[:] = False
@@ -66,6 +78,17 @@ class Turnover:
             self._vacant.popleft()
             missed += 1
         self._judge(followed, missed)
+
+    def _judge_limits(self, slots: Column, tokens: int) -> None:
+        """Of those that have left, after as many as ``tokens``."""
+        gone = self._here.copy()
+        gone[slots] = False
+        if gone.any():
+            count, remaining = int(gone.sum()), self._remaining[gone]
+            at_limit = int((remaining <= tokens).sum())
+            forgotten = (1 - 1 / WINDOW) ** count
+            self._at_limit = self._at_limit * forgotten + at_limit
+            self._early = self._early * forgotten + count - at_limit
 
     def _judge(self, followed: float, missed: float) -> None:
         if not followed and not missed:
