@@ -108,3 +108,11 @@ def test_a_slot_with_a_new_owner_says_nothing_of_the_last_one() -> None:
     turnover.replaced(0)
     see(turnover, slots(0, 1), 4, remaining=1000)
     assert turnover.at_limit == 1
+
+
+def test_groups_that_take_turns_say_nothing() -> None:
+    turnover = Turnover(SLOTS)
+    for _ in range(40):
+        see(turnover, slots(0, 1), 4, remaining=1000)
+        see(turnover, slots(2, 3), 4, remaining=1000)
+    assert (turnover.followed, turnover.at_limit) == (1, 1)

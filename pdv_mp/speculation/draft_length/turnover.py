@@ -34,19 +34,18 @@ class Turnover:
         self._cycle = 0
         self._vacant: deque[int] = deque()
         """The cycles since which places are empty."""
-        self._followed, self._missed = FIRST, 0.0
-        self._at_limit, self._early = FIRST, 0.0
+        self._follow, self._reach = _Share(), _Share()
 
     @property
     def followed(self) -> float:
         """The share of those that ended before the rest of their batch that others followed."""
-        return self._followed / (self._followed + self._missed)
+        return self._follow.value
 
     @property
     def at_limit(self) -> float:
         """The share of those that left a batch which may have had all tokens that they could get;
         the others were paused, or ended by themselves."""
-        return self._at_limit / (self._at_limit + self._early)
+        return self._reach.value
 
     def replaced(self, slot: int) -> None:
         """The slot has a new owner."""
@@ -56,18 +55,21 @@ class Turnover:
         """The batch, ``slots`` [B], whose requests may still get ``remaining`` [B] tokens, so many
         cycles after the last one, in which each may have got as many as ``tokens``."""
         self._cycle += cycles
-        self._judge_limits(slots, tokens)
-        self._remaining[slots] = remaining
         came = len(slots) - int(self._here[slots].sum())
         left = self._count + came - len(slots)
+        self._here[slots] = False
+        gone = self._remaining[self._here]
         self._here[:] = False
         self._here[slots] = True
+        self._remaining[slots] = remaining
         self._count = len(slots)
         if came == len(slots):
             # Nobody is still there for whom they could matter.
-            self._judge(0.0, len(self._vacant))
+            self._follow.add(0, len(self._vacant))
             self._vacant.clear()
             return
+        reached = int((gone <= tokens).sum())
+        self._reach.add(reached, len(gone) - reached)
         followed = 0
         self._vacant.extend([self._cycle] * left)
         while self._vacant and followed < came:
@@ -77,22 +79,23 @@ class Turnover:
         while self._vacant and self._vacant[0] < self._cycle - PATIENCE:
             self._vacant.popleft()
             missed += 1
-        self._judge(followed, missed)
+        self._follow.add(followed, missed)
 
-    def _judge_limits(self, slots: Column, tokens: int) -> None:
-        """Of those that have left, after as many as ``tokens``."""
-        gone = self._here.copy()
-        gone[slots] = False
-        if gone.any():
-            count, remaining = int(gone.sum()), self._remaining[gone]
-            at_limit = int((remaining <= tokens).sum())
-            forgotten = (1 - 1 / WINDOW) ** count
-            self._at_limit = self._at_limit * forgotten + at_limit
-            self._early = self._early * forgotten + count - at_limit
 
-    def _judge(self, followed: float, missed: float) -> None:
-        if not followed and not missed:
-            return
-        forgotten = (1 - 1 / WINDOW) ** (followed + missed)
-        self._followed = self._followed * forgotten + followed
-        self._missed = self._missed * forgotten + missed
+class _Share:
+    """Of the last :data:`WINDOW`, more or less, how many did."""
+
+    def __init__(self) -> None:
+        self._did, self._others = FIRST, 0.0
+
+    @property
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return self._did / (self._did + self._others)
+
+    def add(self, did: int, others: int) -> None:
+        """So many more did, and did not."""
+        if did or others:
+            forgotten = (1 - 1 / WINDOW) ** (did + others)
+            self._did = self._did * forgotten + did
+            self._others = self._others * forgotten + others
