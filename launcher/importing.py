@@ -26,5 +26,7 @@ def interrupts_end(line: str, status: int) -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, end)
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
