@@ -96,6 +96,12 @@ class Estimate:
     high: float | None
     blocks: int
 
+    def __str__(self) -> str:
+        """With two digits, as ratios and shares are written in tables."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} (once)"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
 
 def geometric_mean(values: Sequence[float], alpha: float) -> Estimate | None:
     """Of positive numbers, one for each block; None without any."""

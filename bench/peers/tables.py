@@ -151,11 +151,7 @@ def _bound(cell: CellSummary) -> str:
 
 
 def _share(found: Estimate | None) -> str:
-    if found is None:
-        return NOTHING
-    if found.low is None or found.high is None:
-        return f"{found.value:.2f} (once)"
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    return NOTHING if found is None else str(found)
 
 
 def _decode(cell: CellSummary, engine: str) -> str:

@@ -28,6 +28,8 @@ CPU = "cpu"
 DRAFT = 4
 """Draft tokens of the verify steps that are profiled."""
 
+PROFILE_ROUNDS, ACCOUNT_ROUNDS = 20, 4
+
 NAMES = f"{', '.join(SHAPES)}, or a folder with a config.json"
 HEADS = (
     *("C", "prefill, ms", "plain step, ms", "draft step, ms", "best draft length"),
@@ -65,7 +67,11 @@ HEADS = (
     help="Ask a server of the pair, both folders with weights, for requests instead, and say what "
     "lies between their time and the bound.",
 )
-@click.option("--rounds", default=4, type=click.IntRange(1), help="Of --account.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Of --profile and --account.  [default: 20 and 4]",
+)
 def roofline(
     model: str,
     draft_model: str,
@@ -78,7 +84,7 @@ def roofline(
     bytes_per_number: str | None,
     profile: bool,
     account: bool,
-    rounds: int,
+    rounds: int | None,
 ) -> None:
     """The least time that a device needs for a model pair's work, and so the most tokens/s.
 
@@ -95,14 +101,16 @@ def roofline(
         raise click.UsageError("--profile and --account time float32 on the CPU at hand")
     if profile and account:
         raise click.UsageError("--profile and --account do not go together")
+    if profile:
+        cores = threads or len(os.sched_getaffinity(0))
+        shape = find_shape(model).parse()
+        _profile(shape, cores, concurrency, prompt_tokens, rounds or PROFILE_ROUNDS)
+        return
     rates = _rates(device, threads)
     click.echo(f"{rates.name}: {rates.bandwidth / 1e9:,.1f} GB/s, {rates.flops / 1e9:,.0f} GFLOP/s")
-    if profile:
-        _profile(find_shape(model).parse(), rates, threads, concurrency, prompt_tokens)
-        return
     if account:
         folders = {"model": model, "draft_model": draft_model}
-        load = _Load(concurrency, prompt_tokens, output_tokens, rounds)
+        load = _Load(concurrency, prompt_tokens, output_tokens, rounds or ACCOUNT_ROUNDS)
         _account(folders, rates, (verifier, draft), threads, load)
         return
     click.echo(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}")
@@ -125,20 +133,21 @@ def roofline(
 
 
 def _profile(
-    config: ModelConfig, rates: Rates, threads: int | None, concurrency: list[int], prompt: int
+    config: ModelConfig, threads: int, concurrency: list[int], prompt: int, rounds: int
 ) -> None:
     # Imported where it is needed: torch takes seconds.
-    import torch
-
-    from bench.roofline.profile import Profiler, steps, table
+    from bench.roofline.machine import Machine
+    from bench.roofline.profile import Profiler, profile, steps, table
     from pdv_mp.model.native.library import NativeError
 
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    machine = Machine(threads)
+    machine.measure()  # from now on the quicker products alone
     try:
-        profiler = Profiler(config, rates, max(concurrency), prompt + DRAFT + 1)
+        profiler = Profiler(config, max(concurrency), prompt + DRAFT + 1)
     except NativeError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(table([profiler(step) for step in steps(concurrency, prompt, DRAFT)]))
+    planned = list(steps(concurrency, prompt, DRAFT))
+    click.echo(table(profile(profiler, planned, machine, rounds)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,12 +130,13 @@ class Machine:
         import torch
 
         from bench.roofline.profile import Profiler, Step
+        from pdv_mp.memory.huge_pages import huge_buffer
         from pdv_mp.model.native.library import NativeError
 
         torch.set_num_threads(threads)
         self._threads = threads
-        numbers = BUFFER_BYTES // 4
-        source, target = torch.ones(numbers), torch.empty(numbers)
+        # Pages as large as those of our weights: small ones cost a tenth.
+        source, target = (huge_buffer(BUFFER_BYTES).view(torch.float32).fill_(1) for _ in range(2))
         left, right = torch.ones(MATRIX, MATRIX), torch.ones(MATRIX, MATRIX)
         self._read: Callable[[], object] = source.sum
         self._copy: Callable[[], object] = lambda: target.copy_(source)
@@ -146,29 +147,44 @@ class Machine:
         cost = ModelCost.of(config)
         operations = 2 * (cost.layer_weights + cost.head_weights) * ROWS
         with contextlib.suppress(NativeError):
-            profiler = Profiler(config, Rates("", 1.0, 1.0), 1, CONTEXT + ROWS)
+            profiler = Profiler(config, 1, CONTEXT + ROWS)
             # Of a prompt the last layer would be computed for its last row alone.
             step = Step(1, ROWS, CONTEXT)
 
             def ours(seconds: float) -> float:
                 best, end = 0.0, time.perf_counter() + seconds
                 while time.perf_counter() < end:
-                    profile = profiler(step)
-                    best = max(best, operations / (profile.seconds * profile.products))
+                    timing = profiler.time(step)
+                    best = max(best, operations / (timing.seconds * timing.products))
                 return best
 
             self._products.append(ours)
 
     def measure(self, seconds: float = SECONDS) -> MachineRates:
-        """Each rate in so many seconds. From the second time on the quicker products alone."""
+        """Each rate in so many seconds."""
+        read, copy = self._memory(seconds)
+        return MachineRates(self._threads, read, copy, self.flops(seconds))
+
+    def bandwidth(self, seconds: float) -> float:
+        """Bytes/s, the better of reading and copying."""
+        return max(self._memory(seconds))
+
+    def flops(self, seconds: float) -> float:
+        """Operations/s. From the second time on of the quicker products alone."""
+        import torch
+
+        with torch.inference_mode():
+            flops = [products(seconds) for products in self._products]
+        self._products = [self._products[flops.index(max(flops))]]
+        return max(flops)
+
+    def _memory(self, seconds: float) -> tuple[float, float]:
+        """Read, and copied."""
         import torch
 
         with torch.inference_mode():
             read = BUFFER_BYTES / _best(self._read, seconds)
-            copy = 2 * BUFFER_BYTES / _best(self._copy, seconds)
-            flops = [products(seconds) for products in self._products]
-        self._products = [self._products[flops.index(max(flops))]]
-        return MachineRates(self._threads, read, copy, max(flops))
+            return read, 2 * BUFFER_BYTES / _best(self._copy, seconds)
 
 
 def _best(action: Callable[[], object], seconds: float) -> float:
