@@ -56,8 +56,11 @@ constexpr int64_t BLOCK_BYTES = 768 << 10;
 // Most query tokens of a sequence that attend together, and rows whose sums stay in registers.
 constexpr int TOKENS = 16;
 constexpr int ROWS = REGISTERS == 32 ? 6 : 3;
-// Values that stay in the first cache while all rows of a task meet them.
-constexpr int VALUES = 64;
+// Most queries that meet keys in registers; for more of them keys become a panel in memory.
+constexpr int FEW = REGISTERS == 32 ? 8 : 4;
+// Values that stay in the first cache while all rows of a task meet them, and how many of them
+// further it is asked for the next ones.
+constexpr int VALUES = 64, VALUES_AHEAD = 16;
 
 // Memory need not be aligned.
 template <typename V>
@@ -77,6 +80,19 @@ inline float sum(Vector value) {
   store(parts, value);
   for (int half = LANES / 2; half; half /= 2) {
     for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+  }
+  return parts[0];
+}
+
+inline Vector larger(Vector a, Vector b) { return b > a ? b : a; }
+
+inline float highest(Vector value) {
+  float parts[LANES];
+  store(parts, value);
+  for (int half = LANES / 2; half; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) {
+      parts[lane] = std::max(parts[lane], parts[lane + half]);
+    }
   }
   return parts[0];
 }
@@ -475,7 +491,8 @@ struct Work {
 
   // Query tokens `rows[0 .. count)` of a sequence attend through one key head; `out` has a row of
   // query_width for each. `later`: the first of the keys that will be needed next, null: none; memory
-  // is asked for those of its unit while values are summed up.
+  // is asked for those of its unit while values are summed up, a few at a time: a core waits for so
+  // many lines and no more.
   template <int W>
   void attend(int64_t layer, int64_t sequence, int64_t head, const int64_t* rows, int64_t count,
               const float* qkv, float* out, const Scratch& scratch, const float* later) const {
@@ -488,14 +505,20 @@ struct Work {
       std::memcpy(scratch.queries + query * size,
                   qkv + rows[query / members] * fused_width() + lane(query), size * sizeof(float));
     }
-    for (int64_t from = 0; from < context; from += PANEL) {
-      key_panel(layer, sequence, head, from, std::min<int64_t>(from + PANEL, context),
-                scratch.keys);
-      for (int64_t query = 0; query < queries; query += TILE) {
-        multiply_rows<Then::STORE, Fetch::NONE>(
-            int(std::min<int64_t>(TILE, queries - query)), scratch.queries + query * size, size,
-            scratch.keys, {}, size, nullptr, nullptr, scratch.scores + query * scratch.room + from,
-            scratch.room, PANEL);
+    const float* keys[PANEL];
+    const int64_t together = queries <= FEW ? LANES : PANEL;
+    for (int64_t from = 0; from < context; from += together) {
+      locate(layer, sequence, head, from, context, together, keys);
+      if (queries <= FEW) {
+        few_scores(int(queries), keys, scratch.queries, scratch.scores + from, scratch.room);
+      } else {
+        key_panel(keys, scratch.keys);
+        for (int64_t query = 0; query < queries; query += TILE) {
+          multiply_rows<Then::STORE, Fetch::NONE>(
+              int(std::min<int64_t>(TILE, queries - query)), scratch.queries + query * size, size,
+              scratch.keys, {}, size, nullptr, nullptr,
+              scratch.scores + query * scratch.room + from, scratch.room, PANEL);
+        }
       }
     }
     for (int64_t query = 0; query < queries; ++query) {
@@ -507,75 +530,109 @@ struct Work {
       const int64_t unit_end = (from / cache.unit_tokens + 1) * cache.unit_tokens;
       const int64_t to = std::min({context, unit_end, from + VALUES});
       const float* values = place(layer, sequence, from, head) + cache.value;
-      for (int64_t t = from; later && t < std::min(to, cache.unit_tokens); ++t) {
-        for (int64_t i = 0; i < size; i += LANES) {
-          __builtin_prefetch(later + t * cache.position + i, 0, 2);
-        }
-      }
+      const float* ahead = values;
+      if (later && from < cache.unit_tokens) ahead = later + from * cache.position;
       for (int64_t query = 0; query < queries; query += ROWS) {
-        const int64_t together = std::min<int64_t>(ROWS, queries - query);
+        const int64_t some = std::min<int64_t>(ROWS, queries - query);
         float* into[ROWS];
-        for (int64_t row = 0; row < together; ++row) {
+        for (int64_t row = 0; row < some; ++row) {
           into[row] = out + (query + row) / members * query_width() + lane(query + row);
         }
-        weigh<W>(int(together), values, from, to, scratch.scores + query * scratch.room,
-                 scratch.room, into);
+        weigh<W>(int(some), values, from, to, scratch.scores + query * scratch.room, scratch.room,
+                 into, query ? values : ahead);
       }
       from = to;
     }
   }
 
-  // The keys from .. to as a panel: [head_dim, PANEL], with zeros for keys that are not there.
-  void key_panel(int64_t layer, int64_t sequence, int64_t head, int64_t from, int64_t to,
-                 float* panel) const {
-    const int64_t size = model.head_dim;
-    const float* keys[PANEL];
-    for (int64_t key = 0; key < to - from; ++key) {
-      const bool inside = key && (from + key) % cache.unit_tokens;
-      keys[key] = inside ? keys[key - 1] + cache.position
-                         : place(layer, sequence, from + key, head);
+  // Where `count` keys lie, from the one at `from` on. Those from `context` on are not there: the
+  // first one stands for each, since what becomes of them is not looked at.
+  void locate(int64_t layer, int64_t sequence, int64_t head, int64_t from, int64_t context,
+              int64_t count, const float** keys) const {
+    const int64_t present = std::min(count, context - from);
+    int64_t left = 0;
+    for (int64_t key = 0; key < present; ++key, --left) {
+      if (left == 0) {
+        keys[key] = place(layer, sequence, from + key, head);
+        left = cache.unit_tokens - (from + key) % cache.unit_tokens;
+      } else {
+        keys[key] = keys[key - 1] + cache.position;
+      }
     }
+    for (int64_t key = present; key < count; ++key) keys[key] = keys[0];
+  }
+
+  // LANES entries of LANES keys, from entry `i` on: a vector for each entry.
+  void turn(const float* const* keys, int64_t i, Vector* square) const {
+#pragma GCC unroll 16
+    for (int key = 0; key < LANES; ++key) {
+      const float* from = keys[key] + i;
+      square[key] = load<Vector>(from);
+      // What will be needed next: the value, and where tokens follow each other, a later key.
+      __builtin_prefetch(from + cache.value, 0, 2);
+      __builtin_prefetch(from + PANEL * cache.position, 0, 2);
+    }
+    transpose(square);
+  }
+
+  // Keys as a panel: [head_dim, PANEL].
+  void key_panel(const float* const* keys, float* panel) const {
+    const int64_t size = model.head_dim;
     for (int64_t half = 0; half < PANEL; half += LANES) {
-      const int64_t present = std::clamp<int64_t>(to - from - half, 0, LANES);
       int64_t i = 0;
       for (; i + LANES <= size; i += LANES) {
         Vector square[LANES];
-        for (int64_t key = 0; key < LANES; ++key) {
-          if (key >= present) {
-            square[key] = Vector{};
-            continue;
-          }
-          const float* from = keys[half + key] + i;
-          square[key] = load<Vector>(from);
-          // What will be needed next: the value, and where tokens follow each other, a later key.
-          __builtin_prefetch(from + cache.value, 0, 2);
-          __builtin_prefetch(from + PANEL * cache.position, 0, 2);
-        }
-        transpose(square);
+        turn(keys + half, i, square);
+#pragma GCC unroll 16
         for (int j = 0; j < LANES; ++j) store(panel + (i + j) * PANEL + half, square[j]);
       }
       for (; i < size; ++i) {
         for (int64_t key = 0; key < LANES; ++key) {
-          panel[i * PANEL + half + key] = key < present ? keys[half + key][i] : 0.0f;
+          panel[i * PANEL + half + key] = keys[half + key][i];
         }
       }
+    }
+  }
+
+  // scores[r * room + key], of so many queries and LANES keys. Sums have the order of multiply_tile's.
+  template <int R = FEW>
+  void few_scores(int rows, const float* const* keys, const float* queries, float* scores,
+                  int64_t room) const {
+    if constexpr (R > 0) {
+      if (rows < R) return few_scores<R - 1>(rows, keys, queries, scores, room);
+      const int64_t size = model.head_dim;
+      Vector sums[R] = {};
+      int64_t i = 0;
+      for (; i + LANES <= size; i += LANES) {
+        Vector square[LANES];
+        turn(keys, i, square);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j) {
+          for (int r = 0; r < R; ++r) sums[r] += queries[r * size + i + j] * square[j];
+        }
+      }
+      for (; i < size; ++i) {
+        Vector entry;
+        for (int key = 0; key < LANES; ++key) entry[key] = keys[key][i];
+        for (int r = 0; r < R; ++r) sums[r] += queries[r * size + i] * entry;
+      }
+      for (int r = 0; r < R; ++r) store(scores + r * room, sums[r]);
     }
   }
 
   // In place, of the first `seen` scores; those from there to `context` become 0.
   static void softmax(float* scores, int64_t seen, int64_t context) {
     const int64_t end = (seen + LANES - 1) / LANES * LANES;
-    for (int64_t t = seen; t < end; ++t) scores[t] = -INFINITY;
-    Vector most = load<Vector>(scores);
-    for (int64_t t = LANES; t < end; t += LANES) {
-      const Vector next = load<Vector>(scores + t);
-      most = next > most ? next : most;
-    }
-    float highest = most[0];
-    for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, most[lane]);
+    Vectors<LANES>::Int lanes;
+    for (int lane = 0; lane < LANES; ++lane) lanes[lane] = lane;
+    Vector most = load<Vector>(scores + end - LANES);
+    most = lanes < int32_t(seen - (end - LANES)) ? most : Vector{} - INFINITY;
+    store(scores + end - LANES, most);
+    for (int64_t t = 0; t < end - LANES; t += LANES) most = larger(most, load<Vector>(scores + t));
+    const float top = highest(most);
     Vector sums = {};
     for (int64_t t = 0; t < end; t += LANES) {
-      const Vector e = exponential<LANES>(load<Vector>(scores + t) - highest);
+      const Vector e = exponential<LANES>(load<Vector>(scores + t) - top);
       store(scores + t, e);
       sums += e;
     }
@@ -584,31 +641,36 @@ struct Work {
     for (int64_t t = end; t < context; ++t) scores[t] = 0;
   }
 
-  // into[r] += sum of weights[r * stride + t] * values[t] for the keys from .. to.
+  // into[r] += sum of weights[r * stride + t] * values[t] for the keys from .. to. Meanwhile memory is
+  // asked for as much from `ahead` on.
   template <int W, int R = ROWS>
   void weigh(int rows, const float* values, int64_t from, int64_t to, const float* weights,
-             int64_t stride, float* const* into) const {
+             int64_t stride, float* const* into, const float* ahead) const {
     if constexpr (R > 0) {
-      if (rows < R) return weigh<W, R - 1>(rows, values, from, to, weights, stride, into);
+      if (rows < R) return weigh<W, R - 1>(rows, values, from, to, weights, stride, into, ahead);
       int64_t i = 0;
       for (; i + 4 * W <= model.head_dim; i += 4 * W) {
-        weigh_slice<W, R, 4>(values + i, from, to, weights, stride, into, i);
+        weigh_slice<W, R, 4>(values + i, from, to, weights, stride, into, i, ahead + i);
       }
       for (; i < model.head_dim; i += W) {
-        weigh_slice<W, R, 1>(values + i, from, to, weights, stride, into, i);
+        weigh_slice<W, R, 1>(values + i, from, to, weights, stride, into, i, ahead + i);
       }
     }
   }
 
   template <int W, int R, int N>
   void weigh_slice(const float* values, int64_t from, int64_t to, const float* weights,
-                   int64_t stride, float* const* into, int64_t offset) const {
+                   int64_t stride, float* const* into, int64_t offset, const float* ahead) const {
     using V = typename Vectors<W>::Float;
     V sums[R][N];
     for (int r = 0; r < R; ++r) {
       for (int n = 0; n < N; ++n) sums[r][n] = load<V>(into[r] + offset + n * W);
     }
-    for (int64_t t = from; t < to; ++t, values += cache.position) {
+    for (int64_t t = from; t < to; ++t, values += cache.position, ahead += cache.position) {
+      for (int n = 0; n < N; ++n) {
+        __builtin_prefetch(ahead + n * W, 0, 2);
+        __builtin_prefetch(values + VALUES_AHEAD * cache.position + n * W, 0, 3);
+      }
       for (int r = 0; r < R; ++r) {
         for (int n = 0; n < N; ++n) sums[r][n] += weights[r * stride + t] * load<V>(values + n * W);
       }
@@ -699,19 +761,15 @@ struct Workspace {
 
 // The lowest of the best ids; any of them where scores are no numbers.
 int64_t best_of(const float* scores, int64_t size) {
-  float highest = scores[0];
+  float top = scores[0];
   int64_t i = 0;
   if (size >= LANES) {
     Vector most = load<Vector>(scores);
-    for (i = LANES; i + LANES <= size; i += LANES) {
-      const Vector next = load<Vector>(scores + i);
-      most = next > most ? next : most;
-    }
-    highest = most[0];
-    for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, most[lane]);
+    for (i = LANES; i + LANES <= size; i += LANES) most = larger(most, load<Vector>(scores + i));
+    top = highest(most);
   }
-  for (; i < size; ++i) highest = std::max(highest, scores[i]);
-  const int64_t found = std::find(scores, scores + size, highest) - scores;
+  for (; i < size; ++i) top = std::max(top, scores[i]);
+  const int64_t found = std::find(scores, scores + size, top) - scores;
   return found < size ? found : 0;
 }
 
@@ -729,7 +787,7 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
   const int64_t* wanted = batch.logit_rows ? batch.logit_rows : space.all_rows;
   // Some parts for each thread; within a part, keys are made ready once for all rows.
   const auto together = [&](int64_t rows) {
-    return std::clamp<int64_t>(rows * model.num_kv_heads / (4 * threads), 1, TOKENS);
+    return std::clamp<int64_t>(rows * model.num_kv_heads / (2 * threads), 1, TOKENS);
   };
   const int64_t all_tasks =
       cut(space.all_rows, batch.rows, space.sequence_of, together(batch.rows), space.tasks);
