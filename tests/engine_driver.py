@@ -78,9 +78,9 @@ class KVWatcher:
         runner.transformer.forward = self._watched(  # type: ignore[method-assign]
             runner.transformer.forward
         )
-        if runner.chooser is not None:
-            runner.chooser.best_ids = self._watched(  # type: ignore[method-assign]
-                runner.chooser.best_ids
+        if runner.verifier is not None:
+            runner.verifier.verify = self._watched(  # type: ignore[method-assign]
+                runner.verifier.verify
             )
         drafter = runner.drafter
         if drafter is None:

@@ -128,8 +128,8 @@ class Stopwatch:
         finish(runner.device)
         started = time.perf_counter_ns()
         cache = runner.cache
-        if step == "verify" and runner.chooser is not None:
-            runner.chooser.best_ids(batch, cache, runner.vocab_size)
+        if step == "verify" and runner.verifier is not None:
+            runner.verifier.verify(batch, cache, runner.vocab_size)
         else:
             plan = cache.plan(batch) if plan is None else cache.advance(plan, batch)
             logits = runner.forward(batch, plan)

@@ -47,7 +47,7 @@ class EmulatedModel:
         if plan is None:
             cache.plan(batch)
         self._run(self._cost_us(batch))
-        rows = batch.num_rows if batch.logit_rows is None else len(batch.logit_rows)
+        rows = batch.num_wanted
         return self._logits.expand(rows, -1)
 
     def _cost_us(self, batch: ForwardBatch) -> float:

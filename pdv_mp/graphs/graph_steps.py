@@ -77,8 +77,7 @@ class GraphSteps:
     def forward(self, batch: ForwardBatch) -> Tensor | None:
         """The logits that a batch wants; None for one that is not recorded: of a prompt, say."""
         lanes, longest = bucket_of(batch.num_sequences), int(batch.query_lens.max())
-        wanted = batch.logit_rows is None or len(batch.logit_rows) > 0
-        if lanes is None or longest > MAX_ROWS or not wanted:
+        if lanes is None or longest > MAX_ROWS or not batch.num_wanted:
             return None
         step = self._forwards.get((lanes, longest))
         if step is None:

@@ -71,15 +71,5 @@ def forward(
     logit_rows: torch.Tensor | None,
 ) -> torch.Tensor:
     """Logits of a batch that the device alone knows: token_ids, positions, places int64 [L * Q]."""
-    nothing = np.zeros(0, np.int64)
-    batch = ForwardBatch(
-        token_ids=token_ids,
-        positions=positions,
-        logit_rows=logit_rows,
-        query_lens=nothing,
-        start_positions=nothing,
-        slots=nothing,
-        row_positions=nothing,
-        device=cache.device,
-    )
+    batch = ForwardBatch.on_device(token_ids, positions, logit_rows, cache.device)
     return model.forward(batch, cache, cache.static_plan(tables, positions, places))

@@ -106,13 +106,11 @@ class KVCache(ABC):
         )
 
     def _check_batch(self, batch: ForwardBatch) -> None:
-        if int(batch.slots.max()) >= self.num_slots:
-            raise ValueError(f"slot {batch.slots.max()} of {self.num_slots} does not exist")
-        if int(batch.row_positions.max()) >= self.max_model_len:
-            raise ValueError(
-                f"position {batch.row_positions.max()} lies beyond max_model_len "
-                f"{self.max_model_len}"
-            )
+        slot, position = max(batch.slots.tolist()), batch.context - 1
+        if slot >= self.num_slots:
+            raise ValueError(f"slot {slot} of {self.num_slots} does not exist")
+        if position >= self.max_model_len:
+            raise ValueError(f"position {position} lies beyond max_model_len {self.max_model_len}")
 
     def _check_ends(self, slots: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         beyond = ends > self.capacity(slots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,27 +23,61 @@ def to_device(array: Int64Array, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ForwardBatch:
     """A ragged batch of B sequences and N = sum(query_lens) rows.
 
-    Row r of sequence b is flat row sum(query_lens[:b]) + r, at position start_positions[b] + r of
-    the sequence in slot slots[b]; it attends to positions 0 .. its own. `logit_rows` are the flat
-    rows whose logits are wanted, None for all.
+    Row r of sequence b is flat row sum(query_lens[:b]) + r, a token of ``ids``, at position
+    start_positions[b] + r of the sequence in slot slots[b]; it attends to positions 0 .. its own.
+    ``wanted_rows`` are the flat rows whose logits are wanted, None for all. All columns lie on the
+    host; on the device they are there once somebody asks.
     """
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    logit_rows: torch.Tensor | None
+    ids: Int64Array
+    row_positions: Int64Array
+    wanted_rows: Int64Array | None
     query_lens: Int64Array
     start_positions: Int64Array
     slots: Int64Array
-    row_positions: Int64Array
     device: torch.device
+
+    @classmethod
+    def on_device(
+        cls,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        logit_rows: torch.Tensor | None,
+        device: torch.device,
+    ) -> ForwardBatch:
+        """A batch that the device alone knows: token_ids, positions int64 [N]."""
+        nothing = np.zeros(0, np.int64)
+        batch = cls(nothing, nothing, None, nothing, nothing, nothing, device)
+        vars(batch).update(token_ids=token_ids, positions=positions, logit_rows=logit_rows)
+        return batch
+
+    @cached_property
+    def token_ids(self) -> torch.Tensor:
+        """:attr:`ids` on the device."""
+        return to_device(self.ids, self.device)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """:attr:`row_positions` on the device."""
+        return to_device(self.row_positions, self.device)
+
+    @cached_property
+    def logit_rows(self) -> torch.Tensor | None:
+        """:attr:`wanted_rows` on the device."""
+        return None if self.wanted_rows is None else to_device(self.wanted_rows, self.device)
 
     @property
     def num_rows(self) -> int:
         return len(self.row_positions)
+
+    @property
+    def num_wanted(self) -> int:
+        """Rows whose logits are wanted."""
+        return self.num_rows if self.wanted_rows is None else len(self.wanted_rows)
 
     @property
     def num_sequences(self) -> int:
@@ -56,7 +91,9 @@ class ForwardBatch:
     @property
     def context(self) -> int:
         """Tokens of the longest sequence, with those of the batch."""
-        return int((self.start_positions + self.query_lens).max())
+        starts: list[int] = self.start_positions.tolist()
+        counts: list[int] = self.query_lens.tolist()
+        return max(start + count for start, count in zip(starts, counts, strict=True))
 
     @classmethod
     def build(
@@ -68,7 +105,7 @@ class ForwardBatch:
         logit_rows: Int64Array | None,
         device: torch.device | str,
     ) -> ForwardBatch:
-        """Check the columns against each other and move what the kernels need to `device`.
+        """Check the columns against each other.
 
         token_ids: [N]; query_lens, start_positions, slots: [B]; logit_rows: [M] or None. Raises
         ValueError for columns that do not fit together, an empty sequence or a slot used twice.
@@ -95,17 +132,18 @@ class ForwardBatch:
             and not 0 <= np.min(logit_rows) <= np.max(logit_rows) < num_rows
         ):
             raise ValueError(f"logit_rows reach outside of the batch's {num_rows} rows")
-        ends = np.cumsum(query_lens)
-        row_positions = np.repeat(start_positions + query_lens - ends, query_lens)
-        row_positions += np.arange(num_rows)
+        row_positions = start_positions
+        if num_rows > num_sequences:
+            ends = np.cumsum(query_lens)
+            row_positions = np.repeat(start_positions + query_lens - ends, query_lens)
+            row_positions += np.arange(num_rows)
         return cls(
-            token_ids=to_device(token_ids, device),
-            positions=to_device(row_positions, device),
-            logit_rows=None if logit_rows is None else to_device(logit_rows, device),
+            ids=np.ascontiguousarray(token_ids, np.int64),
+            row_positions=np.ascontiguousarray(row_positions),
+            wanted_rows=None if logit_rows is None else np.ascontiguousarray(logit_rows, np.int64),
             query_lens=query_lens,
             start_positions=start_positions,
             slots=slots,
-            row_positions=row_positions,
             device=device,
         )
 
@@ -116,12 +154,11 @@ class ForwardBatch:
         """
         positions = self.start_positions + self.query_lens
         return ForwardBatch(
-            token_ids=to_device(token_ids, self.device),
-            positions=to_device(positions, self.device),
-            logit_rows=None,
+            ids=np.ascontiguousarray(token_ids, np.int64),
+            row_positions=positions,
+            wanted_rows=None,
             query_lens=np.ones_like(self.query_lens),
             start_positions=positions,
             slots=self.slots,
-            row_positions=positions,
             device=self.device,
         )

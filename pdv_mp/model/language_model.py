@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pdv_mp.memory.attention_plan import AttentionPlan
     from pdv_mp.memory.kv_cache import KVCache
     from pdv_mp.model.batch import ForwardBatch
+    from pdv_mp.speculation.acceptance import Acceptance
     from pdv_mp.speculation.sampling import SamplingRows
 
 
@@ -36,12 +37,14 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
-class GreedyChooser(Protocol):
-    """A model that finds the best ids in the call that computes their logits."""
+class GreedyVerifier(Protocol):
+    """A model that judges drafts in the call that computes their logits."""
 
-    def best_ids(self, batch: ForwardBatch, cache: KVCache, vocab_size: int) -> NDArray[np.int64]:
-        """As :meth:`LanguageModel.forward`, but of each wanted row only the best one of the first
-        `vocab_size` ids, of equal ones the lowest: [M]."""
+    def verify(self, batch: ForwardBatch, cache: KVCache, vocab_size: int) -> Acceptance:
+        """As :meth:`LanguageModel.forward` of a batch that wants all rows, and in which the tokens
+        of a sequence after its first are drafts: those that hold are the best ones of the first
+        `vocab_size` ids, of equal ones the lowest, of the row before each. Raises ValueError for a
+        slot or position that the cache does not have."""
         ...
 
 

@@ -21,7 +21,7 @@ from pdv_mp.memory.kv_cache import KVCache
 from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.model.architecture import ModelConfig
 from pdv_mp.model.batch import ForwardBatch
-from pdv_mp.model.language_model import Drafter, GreedyChooser, LanguageModel
+from pdv_mp.model.language_model import Drafter, GreedyVerifier, LanguageModel
 from pdv_mp.model.linear import can_pack
 from pdv_mp.model.loading import load_weights, random_weights
 from pdv_mp.model.native.native_transformer import NativeTransformer
@@ -53,8 +53,8 @@ class ModelRunner:
     """A model bound to its cache on one device.
 
     ``vocab_size``: ids that both models of a pair know; logits of others are cut off. ``steps``:
-    recordings of what is computed again and again, on a GPU. ``drafter``, ``chooser``: the model,
-    if it drafts several tokens in one call, or finds the best ids in it.
+    recordings of what is computed again and again, on a GPU. ``drafter``, ``verifier``: the model,
+    if it drafts several tokens in one call, or judges drafts in it.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ModelRunner:
     device: torch.device
     steps: GraphSteps | None = None
     drafter: Drafter | None = None
-    chooser: GreedyChooser | None = None
+    verifier: GreedyVerifier | None = None
 
     def plan(self, batch: ForwardBatch) -> AttentionPlan | None:
         """A plan for :meth:`forward`; None where it makes its own."""
@@ -420,7 +420,7 @@ def _runners(
                 plan.device,
                 _graph_steps(config, plan, transformer, caches[model.role]),
                 transformer if isinstance(transformer, Drafter) else None,
-                transformer if isinstance(transformer, GreedyChooser) else None,
+                transformer if isinstance(transformer, GreedyVerifier) else None,
             )
     return runners
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from pdv_mp.config import SchedulingOptions
 from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.scheduling.columns import total
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.emissions import Emissions, logprob_columns
 from pdv_mp.scheduling.kv_manager import KVManager
@@ -547,8 +548,8 @@ class Scheduler:
         emitted[:, :width] = proposal.ids
         emitted[np.arange(len(emitted)), verdict.accepted] = verdict.next_ids
         self._counters.verify_cycles += len(drafted)
-        self._counters.drafted_tokens += int(proposal.lengths.sum())
-        self._counters.accepted_tokens += int(verdict.accepted.sum())
+        self._counters.drafted_tokens += total(proposal.lengths)
+        self._counters.accepted_tokens += total(verdict.accepted)
         self._controller.judged(proposal.slots, proposal.lengths, verdict.accepted)
         self._commit(
             proposal.slots,

@@ -13,7 +13,7 @@ from pdv_mp.resources.resources import ModelRunner
 from pdv_mp.scheduling.columns import ragged_range
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.sequences import SequenceTable
-from pdv_mp.speculation.acceptance import AcceptanceRule, accept
+from pdv_mp.speculation.acceptance import Acceptance, AcceptanceRule
 from pdv_mp.speculation.shared_gumbel import SharedGumbel
 from pdv_mp.stages.logprobs import emitted_logprobs
 from pdv_mp.stages.messages import Column, Proposal, Verdict, known
@@ -65,12 +65,12 @@ class VerifyStage:
             return verdict
         proposal = known(proposal)
         lengths = proposal.lengths + 1
-        token_ids = np.empty((len(lengths), proposal.ids.shape[1] + 1), np.int64)
-        token_ids[:, 0] = table.tokens[proposal.slots, proposal.base - 1]
-        token_ids[:, 1:] = proposal.ids
-        used = np.arange(token_ids.shape[1]) < lengths[:, None]
+        token_ids = table.tokens[proposal.slots, proposal.base - 1].astype(np.int64)
+        if proposal.ids.shape[1]:
+            rows = np.concatenate([token_ids[:, None], proposal.ids], axis=1)
+            token_ids = rows[np.arange(rows.shape[1]) < lengths[:, None]]
         batch = ForwardBatch.build(
-            token_ids[used],
+            token_ids,
             lengths,
             proposal.base - 1,
             proposal.slots,
@@ -79,24 +79,24 @@ class VerifyStage:
         )
         self._counters.verify_forwards += 1
         table.target_len[proposal.slots] += lengths
-        best = self._best_ids(batch)
-        if best is not None:
-            return Verdict(proposal, *accept(proposal.ids, proposal.lengths, best))
+        outcome = self._verify_at_once(batch)
+        if outcome is not None:
+            return Verdict(proposal, outcome.accepted, outcome.next_ids)
         logits = self._target.forward(batch)
-        rows = table.sampling.rows(batch.row_slots, batch.row_positions + 1)
-        outcome = self._rule.judge(proposal.ids, proposal.lengths, proposal.laws, logits, rows)
+        wanted = table.sampling.rows(batch.row_slots, batch.row_positions + 1)
+        outcome = self._rule.judge(proposal.ids, proposal.lengths, proposal.laws, logits, wanted)
         verdict = Verdict(proposal, outcome.accepted, outcome.next_ids)
         return self._with_logprobs(verdict, logits, np.cumsum(lengths) - lengths)
 
-    def _best_ids(self, batch: ForwardBatch) -> Column | None:
-        """The verifier's own tokens of all rows [N], where it finds them itself and nobody wants to
-        see its logits; None elsewhere."""
+    def _verify_at_once(self, batch: ForwardBatch) -> Acceptance | None:
+        """The judgement where the verifier makes it itself and nobody wants to see its logits;
+        None elsewhere."""
         target, table = self._target, self._table
-        if target.chooser is None or not isinstance(self._rule, SharedGumbel):
+        if target.verifier is None or not isinstance(self._rule, SharedGumbel):
             return None
         if not table.sampling.all_greedy(batch.slots) or self._wants_logprobs(batch.slots):
             return None
-        return target.chooser.best_ids(batch, target.cache, target.vocab_size)
+        return target.verifier.verify(batch, target.cache, target.vocab_size)
 
     def _wants_logprobs(self, slots: Column) -> bool:
         return bool((self._table.logprobs[slots] >= 0).any())

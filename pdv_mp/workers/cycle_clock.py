@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from pdv_mp.scheduling.columns import total
 from pdv_mp.scheduling.scheduler import USUALLY_FED
 from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.stages.messages import DraftOrder, Proposal
@@ -46,18 +45,18 @@ class CycleClock:
     def verified(self, proposal: Proposal, started: int, ended: int) -> CycleTimes:
         """The verdict is known; what the cycle took."""
         self._verdict_ns, self.has_begun = ended, False
-        order, sequences = self._order, len(proposal.slots)
+        order, sequences, lengths = self._order, len(proposal.slots), proposal.lengths.tolist()
         self._order = None
         times = CycleTimes(
             sequences=sequences,
-            rows=sequences + int(proposal.lengths.sum()),
-            context=int(proposal.base.sum()),
+            rows=sequences + sum(lengths),
+            context=total(proposal.base),
             verify_ns=ended - started,
             overhead_ns=self._overhead_ns,
         )
         if order is None or not self._draft_ns:
             return times
-        fed = np.maximum(0, order.base - order.starts - USUALLY_FED)
+        lacking = (order.base - order.starts).tolist()
         return CycleTimes(
             sequences=sequences,
             rows=times.rows,
@@ -65,7 +64,7 @@ class CycleClock:
             verify_ns=times.verify_ns,
             overhead_ns=times.overhead_ns,
             drafting=len(order.slots),
-            steps=int(order.lengths.max()),
-            fed=int(fed.sum()),
+            steps=max(order.lengths.tolist()),
+            fed=sum(max(0, count - USUALLY_FED) for count in lacking),
             draft_ns=self._draft_ns,
         )

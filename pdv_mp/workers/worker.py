@@ -24,6 +24,7 @@ from pdv_mp.lanes.device_lock import Lock, NoLock
 from pdv_mp.lanes.stamps import BatchStamps, LaneStates
 from pdv_mp.resources.resource_plan import DRAFT, TARGET
 from pdv_mp.resources.resources import Resources
+from pdv_mp.scheduling.columns import total
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
@@ -472,7 +473,7 @@ class Worker:
         sequences = self.scheduler.sequences(order.slots)
         started = self._begin("draft", sequences, picked, group.index)
         proposal = self.draft.run(order)
-        ended = self._end("draft", sequences, picked, started, int(order.lengths.sum()))
+        ended = self._end("draft", sequences, picked, started, total(order.lengths))
         self._interrupt(group)
         group.clock.drafted(ended - picked)
         group.parts.append(proposal)
@@ -497,8 +498,8 @@ class Worker:
         sequences = self.scheduler.sequences(proposal.slots)
         started = self._begin("verify", sequences, picked, group.index)
         verdict = self.verify.run(proposal)
-        rows = int(proposal.lengths.sum()) + len(proposal.slots)
-        discarded = int(proposal.lengths.sum() - verdict.accepted.sum())
+        drafted = total(proposal.lengths)
+        rows, discarded = drafted + len(proposal.slots), drafted - total(verdict.accepted)
         ended = self._end("verify", sequences, picked, started, rows, discarded)
         self._interrupt(group)
         if pending is not None:  # verifying has waited for it

@@ -200,9 +200,13 @@ struct Batch {
 };
 
 // Where the best id of each wanted row goes, [wanted]. Tokens from `vocab_size` on are not chosen.
+// `accepted`, `next_ids` [sequences], null: not wanted. Where they are, all rows are, and those of a
+// sequence but its first hold drafts: how many of these are the best ids, up to the first that is
+// not, and the best id after them.
 struct Choice {
   int64_t* ids;
   int64_t vocab_size;
+  int64_t *accepted, *next_ids;
 };
 
 // What a greedy draft is to write: the first `lengths[b]` >= 1 entries of each row of `ids`. Tokens
@@ -901,6 +905,20 @@ void forward(const Model& model, const Cache& cache, const Batch& batch, char* w
   }
 }
 
+// See Choice.
+void judge(const Batch& batch, const Choice& choice) {
+  const int64_t *best = choice.ids, *given = batch.token_ids;
+  for (int64_t b = 0; b < batch.sequences; ++b) {
+    const int64_t rows = batch.query_lens[b];
+    int64_t kept = 0;
+    while (kept < rows - 1 && best[kept] == given[kept + 1]) ++kept;
+    choice.accepted[b] = kept;
+    choice.next_ids[b] = best[kept];
+    best += rows;
+    given += rows;
+  }
+}
+
 // What a draft keeps between its steps: the batch of those sequences that go on.
 struct DraftSpace {
   float* logits;
@@ -937,6 +955,7 @@ void pdv_forward(const Model* model, const Cache* cache, const Batch* batch, cha
                  int64_t context, float* logits, const Choice* choice, int64_t threads,
                  double* seconds) {
   forward(*model, *cache, *batch, workspace, context, logits, choice, int(threads), seconds);
+  if (choice && choice->accepted) judge(*batch, *choice);
 }
 
 // Bytes that pdv_draft needs besides those of its first step.
@@ -954,7 +973,7 @@ void pdv_draft(const Model* model, const Cache* cache, const Batch* batch, const
   Arena arena(workspace);
   const DraftSpace space(arena, *model, batch->sequences, batch->units);
   const int64_t units = batch->units;
-  const Choice choice{space.chosen, drafts->vocab_size};
+  const Choice choice{space.chosen, drafts->vocab_size, nullptr, nullptr};
   Batch next = *batch;
   for (int64_t b = 0; b < batch->sequences; ++b) {
     space.members[b] = b;

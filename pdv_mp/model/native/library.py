@@ -90,7 +90,12 @@ class Batch(Structure):
 
 
 class Choice(Structure):
-    _fields_ = (("ids", c_void_p), ("vocab_size", c_int64))
+    _fields_ = (
+        ("ids", c_void_p),
+        ("vocab_size", c_int64),
+        ("accepted", c_void_p),
+        ("next_ids", c_void_p),
+    )
 
 
 class Drafts(Structure):

@@ -18,6 +18,7 @@ from pdv_mp.model.native.library import (
     NativeLibrary,
 )
 from pdv_mp.model.rope import rotation_table
+from pdv_mp.speculation.acceptance import Acceptance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class NativeTransformer:
         """What each of PHASES took is added to, if it is wanted: [len(PHASES)]."""
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._logits = torch.empty((0, config.vocab_size))
-        """Room for logits that only :meth:`best_ids` sees: [rows, vocab_size]."""
+        """Room for logits that only :meth:`verify` sees: [rows, vocab_size]."""
 
     def _layer(self, prefix: str) -> Layer:
         config = self.config
@@ -100,32 +101,38 @@ class NativeTransformer:
         self, batch: ForwardBatch, cache: KVCache, plan: AttentionPlan | None = None
     ) -> torch.Tensor:
         """As ``Transformer.forward``; `plan` is not needed."""
-        logits = torch.empty((_wanted(batch), self.config.vocab_size))
-        self._forward(batch, cache, logits, None)
+        logits = torch.empty((batch.num_wanted, self.config.vocab_size))
+        self._forward(batch, cache, logits.data_ptr(), None)
         return logits
 
-    def best_ids(self, batch: ForwardBatch, cache: KVCache, vocab_size: int) -> NDArray[np.int64]:
-        """As ``GreedyChooser.best_ids``."""
-        wanted = _wanted(batch)
-        if len(self._logits) < wanted:
-            self._logits = torch.empty((wanted, self.config.vocab_size))
-        ids = np.empty(wanted, np.int64)
-        self._forward(batch, cache, self._logits, Choice(_pointer(ids), vocab_size))
-        return ids
+    def verify(self, batch: ForwardBatch, cache: KVCache, vocab_size: int) -> Acceptance:
+        """As ``GreedyVerifier.verify``."""
+        if batch.wanted_rows is not None:
+            raise ValueError("drafts are judged by the logits of all rows")
+        rows, sequences = batch.num_rows, batch.num_sequences
+        if len(self._logits) < rows:
+            self._logits = torch.empty((rows, self.config.vocab_size))
+        found = np.empty(rows + 2 * sequences, np.int64)
+        address = _pointer(found)
+        accepted, next_ids = address + 8 * rows, address + 8 * (rows + sequences)
+        choice = Choice(address, vocab_size, accepted, next_ids)
+        self._forward(batch, cache, self._logits.data_ptr(), choice)
+        return Acceptance(found[rows : rows + sequences], found[rows + sequences :])
 
     def _forward(
-        self, batch: ForwardBatch, cache: KVCache, logits: torch.Tensor, choice: Choice | None
+        self, batch: ForwardBatch, cache: KVCache, logits: int, choice: Choice | None
     ) -> None:
-        table, wanted = cache.units(batch), _wanted(batch)
+        """`logits`: the address of room for [batch.num_wanted, vocab_size]."""
+        table, wanted = cache.units(batch), batch.num_wanted
         context, threads = batch.context, torch.get_num_threads()
         nbytes = self._library.workspace(self._model, batch.num_rows, wanted, context, threads)
         self._library.forward(
             self._model,
             Cache(*cache.addresses),
-            _columns(batch, table, wanted),
+            _columns(batch, table),
             self._room(nbytes),
             context,
-            logits.data_ptr(),
+            logits,
             choice,
             threads,
             None if self.seconds is None else _pointer(self.seconds),
@@ -155,7 +162,7 @@ class NativeTransformer:
         self._library.draft(
             self._model,
             Cache(*cache.addresses),
-            _columns(batch, table, count),
+            _columns(batch, table),
             Drafts(_pointer(lengths), _pointer(ids), ids.shape[1], vocab_size),
             self._room(nbytes),
             context,
@@ -166,26 +173,22 @@ class NativeTransformer:
 
     def _room(self, nbytes: int) -> int:
         """Address of so much workspace."""
-        if nbytes > len(self._workspace):
+        if nbytes > self._workspace.nbytes:
             self._workspace = torch.empty(nbytes, dtype=torch.uint8)
         return self._workspace.data_ptr()
 
 
-def _wanted(batch: ForwardBatch) -> int:
-    return batch.num_rows if batch.logit_rows is None else len(batch.logit_rows)
-
-
-def _columns(batch: ForwardBatch, table: NDArray[np.int64], wanted: int) -> Batch:
+def _columns(batch: ForwardBatch, table: NDArray[np.int64]) -> Batch:
     return Batch(
-        token_ids=batch.token_ids.data_ptr(),
-        positions=batch.positions.data_ptr(),
+        token_ids=_pointer(batch.ids),
+        positions=_pointer(batch.row_positions),
         query_lens=_pointer(batch.query_lens),
         table=_pointer(table),
-        logit_rows=None if batch.logit_rows is None else batch.logit_rows.data_ptr(),
+        logit_rows=None if batch.wanted_rows is None else _pointer(batch.wanted_rows),
         rows=batch.num_rows,
         sequences=batch.num_sequences,
         units=table.shape[1],
-        wanted=wanted,
+        wanted=batch.num_wanted,
     )
 
 

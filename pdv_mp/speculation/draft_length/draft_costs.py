@@ -53,7 +53,7 @@ class _Line:
 
     def add(self, steps: int, nanoseconds: float) -> None:
         if self.weight >= KNOWN:
-            nanoseconds = min(nanoseconds, MAX_RATIO * float(self.at(np.array([steps]))[0]))
+            nanoseconds = min(nanoseconds, MAX_RATIO * self.at(steps))
         elif self.weight:
             # The first draft of a size may have prepared what all others use.
             self.ns = min(self.ns, nanoseconds * self.steps / steps)
@@ -66,15 +66,18 @@ class _Line:
         self.variance = (1 - rate) * (self.variance + rate * off * off)
         self.covariance = (1 - rate) * (self.covariance + rate * off * off_ns)
 
-    def at(self, steps: npt.NDArray[np.int64]) -> Floats:
+    def at(self, steps: int) -> float:
+        """The time of so many steps."""
         each = self.ns / self.steps
         if self.variance > FEW_KINDS:
             slope = min(max(self.covariance / self.variance, 0.0), each)
-            slopes = np.full(len(steps), slope)
         else:
-            slopes = np.where(steps > self.steps, each / 2, each)
-        times: Floats = self.ns + slopes * (steps - self.steps).astype(np.float64)
-        return times
+            slope = each / 2 if steps > self.steps else each
+        return self.ns + slope * (steps - self.steps)
+
+    def at_all(self, steps: npt.NDArray[np.int64]) -> Floats:
+        """The times of each of these numbers of steps, [N]."""
+        return np.array([self.at(count) for count in steps.tolist()])
 
 
 class DraftCosts:
@@ -94,7 +97,7 @@ class DraftCosts:
                 line = self._lines[key] = _Line()
             line.add(steps, nanoseconds)
         elif (near := self._nearest(sequences)) is not None and near.weight >= KNOWN:
-            beyond = nanoseconds - float(near.at(np.array([steps]))[0])
+            beyond = nanoseconds - near.at(steps)
             beyond = min(max(1.0, beyond / fed), self._step_ns(sequences))
             rate = FED_RATE if self._fed_ns else 1.0
             self._fed_ns += rate * (beyond - self._fed_ns)
@@ -134,13 +137,13 @@ class DraftCosts:
         key = batch_bucket(sequences)
         line = self._lines.get(key)
         if line is not None and line.weight >= KNOWN:
-            return line.at(steps), True
+            return line.at_all(steps), True
         line = self._nearest(sequences)
         if line is None:
             return np.zeros(len(steps)), False
         other = min(self._lines, key=lambda found: abs(found - key))
         smaller = min(1.0, 2 ** ((key - other) / BATCHES_PER_OCTAVE))
-        return smaller * line.at(steps), False
+        return smaller * line.at_all(steps), False
 
     def _nearest(self, sequences: int) -> _Line | None:
         if not self._lines:

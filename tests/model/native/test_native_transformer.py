@@ -22,6 +22,7 @@ from pdv_mp.model.loading import load_weights
 from pdv_mp.model.native.library import PHASES
 from pdv_mp.model.native.native_transformer import NativeTransformer
 from pdv_mp.sampling_params import SamplingParams
+from pdv_mp.speculation.acceptance import accept
 from pdv_mp.speculation.sampling import SamplingRows, SamplingTable
 
 MAX_LEN = 200
@@ -116,22 +117,49 @@ def test_a_row_has_the_same_bits_in_every_batch_layout_and_number_of_threads(
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-@given(batches=histories(), threads=st.sampled_from([1, 3]), vocabulary=st.integers(1, 131))
-def test_the_best_ids_are_those_of_the_logits(
+@given(
+    batches=histories(),
+    threads=st.sampled_from([1, 3]),
+    vocabulary=st.integers(1, 131),
+    seed=st.integers(0, 99),
+)
+def test_drafts_that_are_the_best_ids_hold(
     native: NativeTransformer,
     batches: list[list[tuple[int, int, int]]],
     threads: int,
     vocabulary: int,
+    seed: int,
 ) -> None:
     torch.set_num_threads(threads)
-    cache, other = contiguous(native), contiguous(native)
+    rng = np.random.default_rng(seed)
+    cache, judging = contiguous(native), contiguous(native)
     for pieces in batches:
-        logits = forward(native, cache, pieces)[:, :vocabulary].numpy()
         batch = batch_of(pieces)
-        assert np.array_equal(native.best_ids(batch, other, vocabulary), logits.argmax(axis=1))
-        last = replace(batch, logit_rows=torch.from_numpy(np.cumsum(batch.query_lens) - 1))
-        wanted = logits[np.cumsum(batch.query_lens) - 1]
-        assert np.array_equal(native.best_ids(last, other, vocabulary), wanted.argmax(axis=1))
+        ends = np.cumsum(batch.query_lens)
+        lengths = batch.query_lens - 1
+        # The model's own tokens, of which each sequence has some, then any others.
+        kept = rng.integers(0, lengths + 1)
+        for step in range(int(kept.max(initial=0))):
+            best = native.forward(batch, cache)[:, :vocabulary].argmax(dim=1).numpy()
+            rows = (ends - batch.query_lens + step)[kept > step]
+            ids = batch.ids.copy()
+            ids[rows + 1] = best[rows]
+            batch = replace(batch, ids=ids)
+        best = native.forward(batch, cache)[:, :vocabulary].argmax(dim=1).numpy()
+        drafts = np.full((len(pieces), int(lengths.max())), -1, np.int64)
+        used = np.arange(drafts.shape[1]) < lengths[:, None]
+        drafts[used] = np.delete(batch.ids, ends - batch.query_lens)
+        expected = accept(drafts, lengths, best)
+        found = native.verify(batch, judging, vocabulary)
+        assert (expected.accepted >= kept).all()
+        assert np.array_equal(found.accepted, expected.accepted)
+        assert np.array_equal(found.next_ids, expected.next_ids)
+
+
+def test_drafts_are_judged_by_all_rows(native: NativeTransformer) -> None:
+    batch = replace(batch_of([(0, 0, 5)]), wanted_rows=np.array([4]))
+    with pytest.raises(ValueError, match="all rows"):
+        native.verify(batch, contiguous(native), VOCABULARY)
 
 
 def test_of_equal_scores_the_lowest_id_is_best(native: NativeTransformer) -> None:
@@ -140,9 +168,10 @@ def test_of_equal_scores_the_lowest_id_is_best(native: NativeTransformer) -> Non
     before = panels.clone()
     try:
         panels.zero_()
-        assert not native.best_ids(batch_of([(0, 0, 5), (3, 0, 2)]), cache, VOCABULARY).any()
+        batch = batch_of([(0, 0, 5), (3, 0, 2)])
+        assert not native.verify(batch, cache, VOCABULARY).next_ids.any()
         panels.fill_(torch.nan)
-        assert not native.best_ids(batch_of([(0, 5, 9)]), cache, VOCABULARY).any()
+        assert not native.verify(batch_of([(0, 5, 9)]), cache, VOCABULARY).next_ids.any()
     finally:
         panels.copy_(before)
 
