@@ -210,3 +210,22 @@ def test_many_more_requests_than_slots_are_all_served(
         assert len(results) == 40
         assert all(isinstance(r, Completion) and len(r.ids) == 10 for r in results)
         assert max(batch["sequences"] for batch in client.info()["batches"]) <= 3
+
+
+def sendings_to_the_front(client: Client) -> int:
+    """How often results were published: of messages that go together one is counted."""
+    found = client.info()["handoffs"].get("verify>front")
+    return 0 if found is None else int(found["parts"]["publish"]["n"])
+
+
+def test_tokens_that_nobody_waits_for_are_sent_together(tiny_server: ServerProcess) -> None:
+    options = SamplingParams(max_tokens=100, ignore_eos=True, speculate=False)
+    found = {}
+    with Client(tiny_server.ready["endpoint"]) as client:
+        for stream in (True, False):
+            before = sendings_to_the_front(client)
+            completion = client.generate([3, 4, 5], options, stream=stream).result()
+            assert len(completion.ids) == 100
+            found[stream] = sendings_to_the_front(client) - before
+    assert found[True] == 100
+    assert 2 <= found[False] <= 50

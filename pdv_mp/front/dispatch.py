@@ -69,6 +69,7 @@ class Dispatcher:
             timeline=request.timeline.pack(),
             logprobs=-1 if params.logprobs is None else params.logprobs,
             prompt_logprobs=request.wanted_prompt_logprobs,
+            at_once=request.wants_tokens_at_once,
         )
         replica.edge.send(message, now)
 

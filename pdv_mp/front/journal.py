@@ -120,6 +120,13 @@ class Request:
         return np.concatenate((self.prompt_ids, np.array(self.output_ids, np.int32)))
 
     @property
+    def wants_tokens_at_once(self) -> bool:
+        """Whether it matters when its tokens come: to its client, to the search for its stops, to
+        its timeline, or since they prove that it does not kill its worker."""
+        awaited = self.stream or self.wants_timeline or bool(self.params.stop)
+        return awaited or self.deaths > 0
+
+    @property
     def wanted_prompt_logprobs(self) -> int:
         """Alternatives to ask the engine for beside each prompt token's log-probability; -1 if
         none were asked for or all have arrived."""

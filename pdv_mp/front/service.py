@@ -156,6 +156,7 @@ class Service:
                             finish,
                             stop_ids[entry],
                             timelines.get(entry),
+                            message.emitted_ns,
                             message.stamps,
                         ),
                     )
@@ -196,6 +197,7 @@ class Service:
         finish: wire.Finish,
         stop_id: int,
         snapshot: list[Any] | None,
+        emitted_ns: int,
         stamps: wire.Stamps,
     ) -> None:
         started_ns = time.monotonic_ns()
@@ -206,7 +208,11 @@ class Service:
         flags += [0] * (len(ids) - len(flags))
         if ids:
             request.first_token_ns = request.first_token_ns or text_ns
-            self.statistics.emitted(request, len(ids), text_ns)
+            had_ns = text_ns
+            if not request.stream and request.last_token_ns:
+                # Several messages may have come together, since nobody waits for these tokens.
+                had_ns = max(request.last_token_ns, emitted_ns)
+            self.statistics.emitted(request, len(ids), had_ns)
         ending = piece.stop is not None or finish is not wire.Finish.NONE
         if snapshot is not None:
             account(request, snapshot, stamps, started_ns, text_ns, ending)

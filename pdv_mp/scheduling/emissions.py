@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,10 @@ from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, LogprobColumns, PromptLogprobs, Tokens
 
 _ENCODE = state_index("verify>front.encode")
+
+HOLD_NS = 50_000_000
+"""For so long tokens that nobody waits for may stay here. Each message wakes the front, which takes
+a core from the step that runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +32,29 @@ class Emissions:
 
     def __init__(self) -> None:
         self._waiting: list[_Emission] = []
+        self._due_ns = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def tokens(self, message: Tokens, timelines: list[tuple[int, Timeline]]) -> None:
-        """What a batch emitted, and the timelines to report by entry number."""
+    def are_due(self, now: int) -> bool:
+        """Whether somebody waits for what there is, or it has been here for :data:`HOLD_NS`."""
+        return bool(self._waiting) and now >= self._due_ns
+
+    def tokens(
+        self, message: Tokens, timelines: list[tuple[int, Timeline]], at_once: bool = True
+    ) -> None:
+        """What a batch emitted, and the timelines to report by entry number. ``at_once``: somebody
+        waits for it."""
+        if at_once:
+            self._due_ns = 0
+        elif not self._waiting:
+            self._due_ns = message.emitted_ns + HOLD_NS
         self._waiting.append(_Emission(message, timelines))
 
     def prompt_logprobs(self, message: PromptLogprobs) -> None:
-        """A part of a prompt's log-probabilities."""
+        """A part of a prompt's log-probabilities, which come with its first token."""
+        self._due_ns = 0
         self._waiting.append(_Emission(message, []))
 
     def end(self, sequence: Sequence, finish: Finish, text: str | None = None) -> None:
@@ -53,6 +71,7 @@ class Emissions:
             cached=zero,
             ids=zero[:0],
             messages=[] if text is None else [(0, text)],
+            emitted_ns=time.monotonic_ns(),
         )
         self.tokens(message, [(0, sequence.timeline)] if sequence.report_timeline else [])
 

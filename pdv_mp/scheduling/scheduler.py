@@ -74,6 +74,19 @@ class Cycle:
     plain: Proposal | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a stage yields for each of B slots: the first ``counts[b]`` of ``emitted`` [B, K + 1],
+    at ascending positions from the committed length on, after ``drafted[b]`` drafts of which
+    ``accepted[b]`` hold."""
+
+    emitted: Column
+    counts: Column
+    drafted: Column
+    accepted: Column
+    logprobs: TokenLogprobs | None
+
+
 class Scheduler:
     """Admission, the running batch, commits, and what the front is to be told."""
 
@@ -150,6 +163,10 @@ class Scheduler:
         """Whether there is something to tell the front."""
         return bool(self._emissions)
 
+    def owes_emissions(self, now: int) -> bool:
+        """Whether there is something that the front should know by now."""
+        return self._emissions.are_due(now)
+
     @property
     def has_cycle(self) -> bool:
         """Whether requests are decoding, or could."""
@@ -213,6 +230,7 @@ class Scheduler:
             age=self._submitted,
             logprobs=message.logprobs,
             prompt_logprobs=message.prompt_logprobs,
+            at_once=message.at_once,
         )
         self._submitted += 1
         self._by_request[sequence.request] = sequence
@@ -351,9 +369,8 @@ class Scheduler:
         sequences = self.sequences(result.slots)
         self._prefilling.difference_update(result.slots.tolist())
         zeros = np.zeros(len(result.slots), np.int64)
-        self._commit(
-            result.slots, result.next_ids[:, None], zeros + 1, zeros, zeros, result.logprobs
-        )
+        first = _Outcome(result.next_ids[:, None], zeros + 1, zeros, zeros, result.logprobs)
+        self._commit(result.slots, first, now, at_once=True)
         for sequence in sequences:
             if sequence.phase is not Phase.FINISHED:
                 sequence.phase = Phase.READY
@@ -551,14 +568,10 @@ class Scheduler:
         self._counters.drafted_tokens += total(proposal.lengths)
         self._counters.accepted_tokens += total(verdict.accepted)
         self._controller.judged(proposal.slots, proposal.lengths, verdict.accepted)
-        self._commit(
-            proposal.slots,
-            emitted,
-            verdict.accepted + 1,
-            proposal.lengths,
-            verdict.accepted,
-            verdict.logprobs,
+        outcome = _Outcome(
+            emitted, verdict.accepted + 1, proposal.lengths, verdict.accepted, verdict.logprobs
         )
+        self._commit(proposal.slots, outcome, now)
         self._running = [slot for slot in self._running if self._by_slot[slot] is not None]
         for sequence in self.sequences(proposal.slots):
             if not sequence.params.speculate or self._ngrams is not None:
@@ -566,18 +579,10 @@ class Scheduler:
             elif self._draft_is_here:
                 sequence.timeline.enter(_DRAFT_INBOX, now)
 
-    def _commit(
-        self,
-        slots: Slots,
-        emitted: np.ndarray,
-        counts: np.ndarray,
-        drafted: np.ndarray,
-        accepted: np.ndarray,
-        logprobs: TokenLogprobs | None,
-    ) -> None:
-        """Append ``emitted[b, :counts[b]]`` to every slot, cut at stops and max_len, and tell the
-        front. ``emitted`` is [B, K + 1], ascending positions from the committed length on."""
-        table = self._table
+    def _commit(self, slots: Slots, outcome: _Outcome, now: int, at_once: bool = False) -> None:
+        """Append what was emitted to every slot, cut at stops and max_len, and tell the front:
+        ``at_once``, or when some request wants that or ends."""
+        table, emitted, counts = self._table, outcome.emitted, outcome.counts
         base = table.committed[slots]
         columns = np.arange(emitted.shape[1])
         used = columns < counts[:, None]
@@ -606,18 +611,20 @@ class Scheduler:
             requests=table.request[slots],
             queued_ns=table.queued_ns[slots],
             counts=counts.astype(np.int32),
-            drafted=drafted.astype(np.int32),
-            accepted=accepted.astype(np.int32),
+            drafted=outcome.drafted.astype(np.int32),
+            accepted=outcome.accepted.astype(np.int32),
             finish=finish,
             stop_ids=stop_ids,
             cached=table.cached[slots].astype(np.int32),
             ids=ids,
+            emitted_ns=now,
         )
-        widths = table.logprobs[slots]
+        widths, logprobs = table.logprobs[slots], outcome.logprobs
         if logprobs is not None:
             some = TokenLogprobs(logprobs.chosen[used], logprobs.top_ids[used], logprobs.top[used])
             message.logprobs = logprob_columns(some, np.repeat(widths, counts))
-        self._emissions.tokens(message, self._reporting(slots))
+        at_once = at_once or bool(len(ended)) or bool(table.at_once[slots].any())
+        self._emissions.tokens(message, self._reporting(slots), at_once)
         for slot in slots[ended].tolist():
             sequence = self._by_slot[slot]
             if sequence is not None:

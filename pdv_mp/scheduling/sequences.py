@@ -54,6 +54,7 @@ class Sequence:
     age: int
     logprobs: int = -1
     prompt_logprobs: int = -1
+    at_once: bool = True
     queued_ns: int = 0
     cached: int = 0
     admissions: int = 0
@@ -78,7 +79,8 @@ class SequenceTable:
     ``num_prompt``: tokens to prefill: the prompt, and after a pre-emption the output so far too.
     ``room``: tokens for which the slot has KV blocks. ``cached``: prompt tokens that came from the
     prefix cache at first admission.
-    ``reports`` marks a slot whose timeline goes to the front with every token.
+    ``reports`` marks a slot whose timeline goes to the front with every token, ``at_once`` one
+    whose tokens somebody waits for.
     ``logprobs``, ``prompt_logprobs``: alternatives to report beside each token, -1 for no report.
     ``closing`` marks a slot whose sequence ends as soon as the stage that has it hands it back.
     ``group``: which of the groups that take turns it belongs to. ``in_flight``: its cycle has
@@ -100,6 +102,7 @@ class SequenceTable:
         self.draft_len = np.zeros(num_slots, np.int64)
         self.speculates = np.zeros(num_slots, np.bool_)
         self.reports = np.zeros(num_slots, np.bool_)
+        self.at_once = np.zeros(num_slots, np.bool_)
         self.closing = np.zeros(num_slots, np.bool_)
         self.known_to_draft = np.zeros(num_slots, np.bool_)
         self.group = np.zeros(num_slots, np.int64)
@@ -130,6 +133,7 @@ class SequenceTable:
         self.draft_len[slot] = num_cached if sequence.params.speculate else 0
         self.speculates[slot] = sequence.params.speculate
         self.reports[slot] = sequence.report_timeline
+        self.at_once[slot] = sequence.at_once
         self.closing[slot] = False
         self.known_to_draft[slot] = False
         self.in_flight[slot] = False

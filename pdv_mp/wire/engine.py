@@ -73,6 +73,8 @@ class Open:
     log-probability, -1 for no report at all.
     ``timeline``: :meth:`pdv_mp.timeline.Timeline.pack` of the request so far.
     ``report_timeline``: every Tokens entry of this request carries its timeline.
+    ``at_once``: somebody waits for each of its tokens; those of others may come a little later,
+    several messages together.
     """
 
     kind: ClassVar[int] = 1
@@ -86,6 +88,7 @@ class Open:
     timeline: list[Any]
     logprobs: int = -1
     prompt_logprobs: int = -1
+    at_once: bool = True
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
@@ -100,12 +103,13 @@ class Open:
             self.timeline,
             self.logprobs,
             self.prompt_logprobs,
+            self.at_once,
         ]
         return fields, [np.ascontiguousarray(self.prompt_ids, np.int32)]
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Open:
-        *others, logprobs, prompt_logprobs = fields
+        *others, logprobs, prompt_logprobs, at_once = fields
         request, length, max_tokens, sampling, stop_ids, speculate, report, timeline = others
         temperature, top_k, top_p, min_p, seed = sampling
         return cls(
@@ -119,6 +123,7 @@ class Open:
             timeline=timeline,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            at_once=at_once,
             stamps=stamps,
         )
 
@@ -187,7 +192,8 @@ class Tokens:
     room. ``timelines``: entry number and packed timeline of the requests that
     asked for it; the timeline's last state is ``verify>front.encode`` since ``encode_ns``.
     ``messages``: entry number and text of those that FAILED or were CONDEMNED. ``logprobs``: one
-    row for each of ``ids``; None if no request asked for them.
+    row for each of ``ids``; None if no request asked for them. ``emitted_ns``: when the scheduler
+    had them, which may be some time before they were sent.
     """
 
     kind: ClassVar[int] = 3
@@ -203,6 +209,7 @@ class Tokens:
     timelines: list[tuple[int, list[Any]]] = field(default_factory=list)
     messages: list[tuple[int, str]] = field(default_factory=list)
     logprobs: LogprobColumns | None = None
+    emitted_ns: int = 0
     stamps: Stamps = field(default_factory=Stamps)
 
     def _fields(self) -> tuple[list[Any], list[npt.NDArray[Any]]]:
@@ -215,12 +222,12 @@ class Tokens:
         if self.logprobs is not None:
             sizes = [len(self.logprobs.chosen), len(self.logprobs.top)]
             columns += self.logprobs.columns()
-        fields = [len(self.requests), len(self.ids), self.timelines, self.messages, sizes]
-        return fields, columns
+        counts = [len(self.requests), len(self.ids)]
+        return [*counts, self.timelines, self.messages, sizes, self.emitted_ns], columns
 
     @classmethod
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> Tokens:
-        entries, num_ids, timelines, messages, sizes = fields
+        entries, num_ids, timelines, messages, sizes, emitted_ns = fields
         requests, queued_ns = columns.int64(entries), columns.int64(entries)
         counts, drafted, accepted, finish, stop_ids, cached, ids = columns.int32s(
             *[entries] * 6, num_ids
@@ -238,6 +245,7 @@ class Tokens:
             timelines=[(entry, packed) for entry, packed in timelines],
             messages=[(entry, text) for entry, text in messages],
             logprobs=None if sizes is None else LogprobColumns.take(columns, *sizes),
+            emitted_ns=emitted_ns,
             stamps=stamps,
         )
 

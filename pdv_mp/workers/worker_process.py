@@ -198,11 +198,13 @@ class WorkerProcess:
                     worker.take(stage, result)
                     ready = self._waiting.ready()
             busy = worker.step()
-            if worker.scheduler.has_emissions:
-                encode_ns = time.monotonic_ns()
+            encode_ns = time.monotonic_ns()
+            scheduler = worker.scheduler
+            if scheduler.owes_emissions(encode_ns) if busy else scheduler.has_emissions:
                 worker.handoffs.follows("verify>front", encode_ns)
                 for emission in worker.emissions(encode_ns):
                     front.send(emission, encode_ns)
+                    encode_ns = time.monotonic_ns()
             if busy:
                 ready = self._waiting.ready()
             else:

@@ -118,8 +118,8 @@ class FakeEngine:
         assert isinstance(message, kind), message
         return message
 
-    def emit(self, *entries: Entry) -> None:
-        """Send one Tokens message."""
+    def emit(self, *entries: Entry, emitted_ns: int | None = None) -> None:
+        """Send one Tokens message, of tokens that the scheduler had then, without it now."""
 
         def column(values: list[int]) -> wire.Int32Column:
             return np.array(values, np.int32)
@@ -153,6 +153,7 @@ class FakeEngine:
                     if entry.message is not None
                 ],
                 logprobs=logprob_columns(rows) if any(rows) else None,
+                emitted_ns=encode_ns if emitted_ns is None else emitted_ns,
             ),
             encode_ns,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,43 @@ def test_tokens_cycles_and_latencies_are_counted(front: FrontUnderTest) -> None:
     assert served["latency_bounds_ns"] == list(LATENCY_BOUNDS_NS)
     assert served["tokens"]["generation"]["sum"] == 5
     assert served["tokens"]["prompt"]["sum"] == 3
+
+
+def test_tokens_that_nobody_waits_for_count_from_when_the_scheduler_had_them(
+    front: FrontUnderTest,
+) -> None:
+    client = front.client()
+    key = begin(front, client, "a", stream=False)
+    front.engine.emit(Entry(key, [9]))
+    second = time.monotonic_ns() + 10**9
+    front.engine.emit(Entry(key, [8]), emitted_ns=second)
+    front.engine.emit(Entry(key, [7, 6]), emitted_ns=second + 10**9)
+    front.engine.emit(Entry(key, [5], finish=Finish.LENGTH), emitted_ns=second + 3 * 10**9)
+    client.until_last("a")
+    found = ask(front, client)["served"]["latencies"]["inter_token"]
+    bounds = [*LATENCY_BOUNDS_NS, 10**18]
+    over = [bound for bound, count in zip(bounds, found["counts"], strict=True) if count]
+    assert sum(found["counts"]) == 3
+    assert 3.5 * 10**9 < found["sum"] <= 4 * 10**9
+    assert all(bound >= 5 * 10**8 for bound in over)
+
+
+def test_who_waits_for_tokens_is_told_to_the_scheduler(front: FrontUnderTest) -> None:
+    client = front.client()
+    awaited = {}
+    for id, fields in {
+        "streamed": {},
+        "whole": {"stream": False},
+        "stops": {"stream": False, "stop": ["lazy"]},
+        "timeline": {"stream": False, "timeline": True},
+    }.items():
+        client.send("generate", id=id, prompt_ids=[5, 6, 7], **fields)
+        client.expect("accepted", id=id)
+        message = front.engine.receive(wire.Open)
+        awaited[id] = message.at_once
+        front.engine.emit(Entry(message.request, [9], finish=Finish.LENGTH))
+        client.until_last(id)
+    assert awaited == {"streamed": True, "whole": False, "stops": True, "timeline": True}
 
 
 def test_cycles_of_a_request_that_a_stop_text_ended_count(

@@ -42,6 +42,7 @@ def test_open_round_trip(prompt: list[int], stops: list[int], seed: int) -> None
         timeline=[1, 2, 3, [], []],
         logprobs=5,
         prompt_logprobs=0,
+        at_once=False,
     )
     decoded = round_trip(message)
     assert isinstance(decoded, wire.Open)
@@ -53,7 +54,7 @@ def test_open_round_trip(prompt: list[int], stops: list[int], seed: int) -> None
         False,
     )
     assert decoded.timeline == [1, 2, 3, [], []]
-    assert (decoded.logprobs, decoded.prompt_logprobs) == (5, 0)
+    assert (decoded.logprobs, decoded.prompt_logprobs, decoded.at_once) == (5, 0, False)
 
 
 def logprob_columns(widths: list[int]) -> wire.LogprobColumns:
@@ -114,6 +115,7 @@ def test_tokens_round_trip(counts: list[int]) -> None:
         ids=np.arange(total, dtype=np.int32),
         timelines=[(0, [5, 6])] if entries else [],
         messages=[(0, "why")] if entries else [],
+        emitted_ns=2**60,
     )
     decoded = round_trip(message)
     assert isinstance(decoded, wire.Tokens)
@@ -131,6 +133,7 @@ def test_tokens_round_trip(counts: list[int]) -> None:
         assert np.array_equal(getattr(decoded, name), getattr(message, name)), name
     assert decoded.timelines == message.timelines
     assert decoded.messages == message.messages
+    assert decoded.emitted_ns == 2**60
     assert decoded.logprobs is None
 
 
