@@ -110,7 +110,7 @@ class Profile:
 
     @property
     def reached(self) -> Estimate | None:
-        """Of its bound, the mean of rounds."""
+        """Of its bound, the geometric mean of rounds."""
         return geometric_mean([look.bound / look.timing.seconds for look in self.looks], ALPHA)
 
 
@@ -176,8 +176,8 @@ class Speeds(Protocol):
 def profile(
     profiler: Profiler, planned: Sequence[Step], machine: Speeds, rounds: int
 ) -> list[Profile]:
-    """All steps in every round. The machine is measured right before and right after each, since
-    on a shared one the rates change within seconds."""
+    """All steps in every round. Memory is measured right before and right after each, and products
+    before it, since on a shared machine the rates change within seconds."""
     looks: list[list[Look]] = [[] for _ in planned]
     for _ in range(rounds):
         for step, seen in zip(planned, looks, strict=True):

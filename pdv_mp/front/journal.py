@@ -66,7 +66,8 @@ class Request:
     the front's own until the first tokens arrive; ``snapshot`` is the latest that the worker sent,
     packed, and ``overlapped`` what this process did beside the baton since. ``queued_ns`` to
     ``opened_ns`` it waited here for a credit, then ``engine_queued_ns`` at the scheduler for a
-    slot. ``first_token_ns``, ``last_token_ns``: when the text of those was known. ``sent_ns``:
+    slot. ``first_token_ns``, ``last_token_ns``: when the text of those was known; without
+    ``stream`` of the last one when the scheduler had it. ``sent_ns``:
     when it was last opened; 0 while it waits here. ``entries``: entries of tokens received since.
     ``killed``: the processes that died while they worked on it; ``deaths``: how many of them
     count, see :mod:`pdv_mp.front.quarantine`. ``held``: an entry that is not delivered yet.

@@ -15,8 +15,8 @@ from pdv_mp.wire.engine import Finish, LogprobColumns, PromptLogprobs, Tokens
 _ENCODE = state_index("verify>front.encode")
 
 HOLD_NS = 50_000_000
-"""For so long tokens that nobody waits for may stay here. Each message wakes the front, which takes
-a core from the step that runs."""
+"""For so long, and until the step that then runs has ended, tokens that nobody waits for may stay
+here. Each message wakes the front, which takes a core from the step that runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,8 @@ class Open:
     log-probability, -1 for no report at all.
     ``timeline``: :meth:`pdv_mp.timeline.Timeline.pack` of the request so far.
     ``report_timeline``: every Tokens entry of this request carries its timeline.
-    ``at_once``: somebody waits for each of its tokens; those of others may come a little later,
-    several messages together.
+    ``at_once``: somebody waits for each of its tokens; of others those between the first and the
+    last may come a little later, several messages together.
     """
 
     kind: ClassVar[int] = 1
@@ -190,7 +190,8 @@ class Tokens:
     ``stop_ids``: the id that stopped the request, -1 if none did. ``cached``: prompt tokens that
     came from a prefix cache. ``queued_ns``: how long the request waited here for a slot and KV
     room. ``timelines``: entry number and packed timeline of the requests that
-    asked for it; the timeline's last state is ``verify>front.encode`` since ``encode_ns``.
+    asked for it; the timeline's last state is ``verify>front.encode``, since the encoding of the
+    first message that went with this one.
     ``messages``: entry number and text of those that FAILED or were CONDEMNED. ``logprobs``: one
     row for each of ``ids``; None if no request asked for them. ``emitted_ns``: when the scheduler
     had them, which may be some time before they were sent.
