@@ -40,8 +40,10 @@ the same numbers in a terminal ([operations](operations.md#watching)).
   dies, what it had counted when it was last asked stays in the sum. So no counter shrinks, but what
   it counted after that is lost. CPU seconds are of the process that is there, and begin anew with
   it.
-- An inter-token latency is the time between two deliveries, however many tokens they have; the time
-  per output token divides by the number of tokens.
+- An inter-token latency is the time between two deliveries, however many tokens they have, and of a
+  request that is not streamed between the cycles that yielded them, since these tokens may come to
+  the front some 50 ms later, several cycles' together; the time per output token divides by the
+  number of tokens.
 - Goodput counts the requests that ended by a stop or their length and kept both
   `--goodput-ttft-ms` and `--goodput-tpot-ms`.
 - Histograms of latencies have six buckets a decade from 100 µs to 1000 s; those of handoffs have
