@@ -14,8 +14,8 @@ import zmq
 from pdv_mp.config import HandoffOptions
 
 Ready = Set[Any]
-"""Sockets that have a message. To ask one that has none raises an exception, by code that has left
-the caches: after a sleep that costs tens of µs."""
+"""Sockets that have a message, and file descriptors that can be read. To ask one that has none
+raises an exception, by code that has left the caches: after a sleep that costs tens of µs."""
 
 HYBRID_NS = 1_000_000
 """How long ``hybrid`` polls before it blocks."""
@@ -76,8 +76,8 @@ class Waiting:
         self._poller = zmq.Poller()
         self._timer: Timer | None = None
 
-    def register(self, socket: zmq.Socket[bytes]) -> None:
-        """Wait for this socket too."""
+    def register(self, socket: zmq.Socket[bytes] | int) -> None:
+        """Wait for this socket, or file descriptor, too."""
         self._poller.register(socket, zmq.POLLIN)
 
     def unregister(self, socket: zmq.Socket[bytes]) -> None:

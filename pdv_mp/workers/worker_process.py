@@ -3,7 +3,6 @@ lanes, and its loop."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -15,73 +14,20 @@ from pdv_mp.config import EngineConfig
 from pdv_mp.control import ControlClient
 from pdv_mp.lanes.device_lock import device_lock
 from pdv_mp.lanes.edge import LaneEdge
-from pdv_mp.lanes.injected_delay import HeldFrames, delay_of, parse_delays, receive_frame
-from pdv_mp.lanes.waiting import Ready, Waiting
+from pdv_mp.lanes.injected_delay import delay_of, parse_delays
+from pdv_mp.lanes.waiting import Waiting
 from pdv_mp.resources.resources import attach_resources, build_resources
 from pdv_mp.topology import POOLS, topology_of
 from pdv_mp.wire import control as control_wire
 from pdv_mp.wire import engine as wire
 from pdv_mp.workers.device import use_device
 from pdv_mp.workers.flight_record import FlightRecord, record_path, take_record
+from pdv_mp.workers.front_edge import FrontEdge
 from pdv_mp.workers.product_check import check_products
 from pdv_mp.workers.rehearsal import rehearse
 from pdv_mp.workers.threads import set_threads
 from pdv_mp.workers.trace import open_trace
 from pdv_mp.workers.worker import Worker
-
-logger = logging.getLogger(__name__)
-
-
-class FrontEdge:
-    """The worker's end of its edge to the front; it owns the socket.
-
-    Sends never block: the queue is unbounded, and what can wait in it is bounded by the credits
-    that the front has been given.
-    """
-
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        run_dir: Path,
-        generation: int,
-        replica: int,
-        held: HeldFrames | None = None,
-    ) -> None:
-        self._held = held
-        self.socket = context.socket(zmq.PAIR)
-        self.socket.setsockopt(zmq.SNDHWM, 0)
-        self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(f"ipc://{run_dir / wire.engine_socket(generation, replica)}")
-        self._generation = generation
-
-    def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
-        """Encode a message and hand it to the socket."""
-        self.socket.send(wire.encode(message, self._generation, encode_ns), zmq.NOBLOCK)
-
-    def receive(self) -> wire.EngineMessage | None:
-        """The next message that has arrived, or None. Raises WireError for a damaged one."""
-        while True:
-            frame = receive_frame(self.socket, self._held)
-            if frame is None:
-                return None
-            message, generation = wire.decode(frame, time.monotonic_ns())
-            if generation == self._generation:
-                return message
-            logger.warning("dropped a message of generation %d", generation)
-
-    def may_have(self, ready: Ready) -> bool:
-        """Whether a message can be received, if these sockets have one."""
-        return self.socket in ready or self.due_ns is not None
-
-    @property
-    def due_ns(self) -> int | None:
-        """When a frame that is held back will be due (monotonic), None if none is."""
-        return None if self._held is None else self._held.due_ns
-
-    def close(self) -> None:
-        """Close the socket; what has not been sent is dropped."""
-        self.socket.close()
 
 
 def run_worker(
@@ -136,6 +82,7 @@ def run_worker(
         worker.processes[POOLS] = resources.pools_pid
     try:
         facts = {**resources.facts(config), "processes": {name: os.getpid()}}
+        edge.start()
         edge.send(wire.EngineReady(facts=facts))
         control.send(control_wire.Ready(name=name, facts=facts))
         process = WorkerProcess(worker, edge, lanes, control, record, run_dir, generations, waiting)
@@ -177,9 +124,10 @@ class WorkerProcess:
         self._run_dir = run_dir
         self._generations = dict(generations)
         self._waiting = waiting
-        sockets = [front.socket, control.socket]
-        for polled in (*sockets, *(lane.socket for lane in lanes.values())):
-            waiting.register(polled)
+        for lane in lanes.values():
+            waiting.register(lane.socket)
+        waiting.register(control.socket)
+        waiting.register(front.fd)
 
     def serve(self) -> None:
         """Messages first, then a batch, then what it emitted; until the supervisor says stop."""
@@ -190,9 +138,10 @@ class WorkerProcess:
                 if isinstance(order, control_wire.Stop):
                     return
                 self.obey(order)
-            while front.may_have(ready) and (message := front.receive()) is not None:
+            if front.fd in ready:
+                front.noticed()
+            while (message := front.receive()) is not None:
                 self._handle(message)
-                ready = self._waiting.ready()
             for stage, lane in self._lanes.items():
                 while lane.may_have(ready) and (result := lane.receive()) is not None:
                     worker.take(stage, result)
@@ -213,8 +162,7 @@ class WorkerProcess:
                 ready = self._waiting.wait(self._due_ns())
 
     def _due_ns(self) -> int | None:
-        due = [self._front.due_ns, *(lane.due_ns for lane in self._lanes.values())]
-        return min(filter(None, due), default=None)
+        return min(filter(None, (lane.due_ns for lane in self._lanes.values())), default=None)
 
     def obey(self, order: control_wire.SupervisorMessage) -> None:
         """Do what the supervisor says, Stop excepted."""

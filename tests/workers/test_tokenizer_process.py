@@ -231,8 +231,8 @@ def test_a_delay_grows_exactly_the_wire_of_its_edge(start_server: Start) -> None
 
 
 def test_tokens_can_be_held_back_on_their_way_to_the_front(start_server: Start) -> None:
-    delay_ns = 3_000_000
-    server = start_server("--inject-delay", "verify>front=3000")
+    delay_ns = 30_000_000
+    server = start_server("--inject-delay", "verify>front=30000")
     with Client(server.ipc) as client:
         completion = client.complete([20, 21, 22], max_tokens=12, ignore_eos=True, timeline=True)
         assert len(completion.ids) == 12

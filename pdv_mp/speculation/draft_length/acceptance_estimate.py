@@ -63,8 +63,7 @@ class AcceptanceEstimate:
 
     @property
     def mean(self) -> float:
-        """The rate of all drafts together."""
-        self._read()
+        """The rate of all drafts together, but for the last verdicts, which are not read yet."""
         kept = sum(population.counts[0] for population in self._populations)
         lost = sum(population.counts[1] for population in self._populations)
         return _mean((kept, lost), FIRST_MEAN, FIRST_WEIGHT)
