@@ -75,6 +75,8 @@ MAX_TRIAL = 6
 """Cycles after which a trial ends, whatever has been measured."""
 SETTLED_INTERVAL = 4
 """Cycles between two decisions while the batch stays what it is."""
+ALONE_INTERVAL = 8
+"""The same for one sequence, whose cycles are short: a decision takes as long for one as for many."""
 CATCH_UP_HORIZON = 64
 """Cycles over which the price of bringing the draft's cache up to date is spread."""
 LOOK_SHARE = 0.005
@@ -190,7 +192,8 @@ class Goodput:
         bucket = batch_bucket(len(batch.slots))
         is_settled = bucket == self._bucket and not self._is_trying
         allowed = self._worthwhile(batch.slots, limits) if self._looks_up else limits
-        if allowed.any() and (not is_settled or self._since_decision >= SETTLED_INTERVAL):
+        interval = ALONE_INTERVAL if len(batch.slots) == 1 else SETTLED_INTERVAL
+        if allowed.any() and (not is_settled or self._since_decision >= interval):
             self._bucket = bucket
             self._decide(batch, allowed)
             self._since_decision = 0

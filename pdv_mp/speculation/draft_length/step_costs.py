@@ -163,12 +163,14 @@ class StepCosts:
         """
         times = np.zeros(len(rows))
         known = np.zeros(len(rows), np.bool_)
-        bounds = self._bounds(rows, context)
+        counts = rows.tolist()
+        cells = [self._cells.get(_key(sequences, count, context)) for count in counts]
+        bounds: Floats | None = None
         ceiling = math.inf
         for index in reversed(range(len(rows))):
-            count = float(rows[index])
-            cell = self._cells.get(_key(sequences, count, context))
+            count, cell = counts[index], cells[index]
             if cell is None or cell.steps < KNOWN:
+                bounds = self._bounds(rows, context) if bounds is None else bounds
                 times[index] = min(ceiling, float(bounds[index]))
                 continue
             scaled = cell.log_ns + ELASTICITY * math.log(count / cell.rows) + self._drift
