@@ -55,6 +55,8 @@ constexpr int64_t AHEAD = 1536;
 constexpr int64_t BLOCK_BYTES = 768 << 10;
 // Most query tokens of a sequence that attend together, and rows whose sums stay in registers.
 constexpr int TOKENS = 16;
+// Rows of which each thread finds all norms.
+constexpr int NORMS_ALONE = 16;
 constexpr int ROWS = REGISTERS == 32 ? 6 : 3;
 // Most queries that meet keys in registers; for more of them keys become a panel in memory.
 constexpr int FEW = REGISTERS == 32 ? 8 : 4;
@@ -474,23 +476,23 @@ struct Work {
     return (model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
   }
 
-  // Rotate queries and keys of a row in place, and put its keys and values into the cache.
-  void rotate_and_store(int64_t layer, int64_t sequence, int64_t row, float* qkv) const {
+  // Rotate a key head of a row and the queries that meet it, in place, and put key and value into the
+  // cache.
+  void rotate_and_store(int64_t layer, int64_t sequence, int64_t row, int64_t key_head,
+                        float* qkv) const {
     const int64_t size = model.head_dim, heads = model.num_heads, kv_heads = model.num_kv_heads;
     const int64_t position = batch.positions[row];
     const float* rotation = model.rotations + position * size;
     const float* weights = model.layers[layer].qk_norm;
     const float scale = 1.0f / std::sqrt(float(size));
-    for (int64_t head = 0; head < heads + kv_heads; ++head) {
+    for (int64_t head = key_head; head < heads + kv_heads; head += kv_heads) {
       rotate(qkv + head * size, rotation, weights ? weights + head * size : nullptr, size,
              model.eps, head < heads ? scale : 1.0f);
     }
-    for (int64_t head = 0; head < kv_heads; ++head) {
-      float* key = place(layer, sequence, position, head);
-      std::memcpy(key, qkv + (heads + head) * size, size * sizeof(float));
-      std::memcpy(key + cache.value, qkv + (heads + kv_heads + head) * size,
-                  size * sizeof(float));
-    }
+    float* key = place(layer, sequence, position, key_head);
+    std::memcpy(key, qkv + (heads + key_head) * size, size * sizeof(float));
+    std::memcpy(key + cache.value, qkv + (heads + kv_heads + key_head) * size,
+                size * sizeof(float));
   }
 
   // Query tokens `rows[0 .. count)` of a sequence attend through one key head; `out` has a row of
@@ -743,7 +745,7 @@ struct Workspace {
     qkv = arena.take<float>(rows * (query + 2 * model.num_kv_heads * model.head_dim));
     attended = arena.take<float>(rows * query);
     activated = arena.take<float>(rows * model.width);
-    scale = arena.take<float>(rows);
+    scale = arena.take<float>(rows * threads);
     last_hidden = arena.take<float>(wanted * model.hidden);
     scratch = arena.take<float>(threads * scratch_size());
     counters = (8 * model.num_layers + 8) * threads * Shares::STRIDE;
@@ -797,6 +799,8 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
       cut(space.all_rows, batch.rows, space.sequence_of, together(batch.rows), space.tasks);
   const int64_t last_tasks =
       cut(wanted, batch.wanted, space.sequence_of, together(batch.wanted), space.last_tasks);
+  // Where each sequence is one task, that task rotates its rows, too.
+  const bool whole = !batch.logit_rows && batch.wanted && all_tasks == batch.sequences;
   for (int64_t i = 0; i < space.counters; i += Shares::STRIDE) {
     new (space.next + i) std::atomic<int64_t>(0);
   }
@@ -811,13 +815,19 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
     int step = 0;
     float* hidden = space.hidden;
     int64_t rows = batch.rows;
+    // Of few rows each thread finds all scales by itself, which takes less time than to meet.
+    const bool meets = batch.rows > NORMS_ALONE;
+    float* scale = meets ? space.scale : space.scale + thread * batch.rows;
     const auto normalise = [&] {
-      const int64_t runs = std::min<int64_t>(rows, 4 * threads);
-      shares.run(step++, NORM, thread, runs, [&](int64_t part) {
-        for (int64_t r = rows * part / runs; r < rows * (part + 1) / runs; ++r) {
-          space.scale[r] = inverse_norm(hidden + r * hidden_size, hidden_size, model.eps);
+      const auto find = [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; ++r) {
+          scale[r] = inverse_norm(hidden + r * hidden_size, hidden_size, model.eps);
         }
-      });
+      };
+      if (!meets) return find(0, rows);
+      const int64_t runs = std::min<int64_t>(rows, 4 * threads);
+      shares.run(step++, NORM, thread, runs,
+                 [&](int64_t part) { find(rows * part / runs, rows * (part + 1) / runs); });
     };
     {
       const int64_t runs = std::min<int64_t>(rows, 4 * threads);
@@ -826,22 +836,25 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
           std::memcpy(hidden + r * hidden_size,
                       model.embedding + batch.token_ids[r] * hidden_size,
                       hidden_size * sizeof(float));
-          space.scale[r] = inverse_norm(hidden + r * hidden_size, hidden_size, model.eps);
         }
       });
     }
     for (int64_t index = 0; index < model.num_layers; ++index) {
       const Layer& layer = model.layers[index];
       const bool last = index == model.num_layers - 1;
-      if (index) normalise();
-      multiply<Then::STORE>(shares, step++, QKV, thread, layer.qkv, hidden, rows, space.scale,
+      normalise();
+      multiply<Then::STORE>(shares, step++, QKV, thread, layer.qkv, hidden, rows, scale,
                             space.qkv, fused);
-      const int64_t runs = std::min<int64_t>(rows, 4 * threads);
-      shares.run(step++, ROTATE, thread, runs, [&](int64_t part) {
-        for (int64_t r = rows * part / runs; r < rows * (part + 1) / runs; ++r) {
-          work.rotate_and_store(index, space.sequence_of[r], r, space.qkv + r * fused);
-        }
-      });
+      if (!whole) {
+        const int64_t runs = std::min<int64_t>(rows, 4 * threads);
+        shares.run(step++, ROTATE, thread, runs, [&](int64_t part) {
+          for (int64_t r = rows * part / runs; r < rows * (part + 1) / runs; ++r) {
+            for (int64_t head = 0; head < model.num_kv_heads; ++head) {
+              work.rotate_and_store(index, space.sequence_of[r], r, head, space.qkv + r * fused);
+            }
+          }
+        });
+      }
       // The last layer's output matters only where logits are wanted.
       if (last && !batch.wanted) break;
       const Task* tasks = last ? space.last_tasks : space.tasks;
@@ -850,6 +863,11 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
       const Scratch scratch = space.of(thread);
       shares.run(step++, ATTEND, thread, count, [&](int64_t part) {
         const Task& task = tasks[part / model.num_kv_heads];
+        for (int64_t i = 0; whole && i < task.count; ++i) {
+          const int64_t r = queries[task.first + i];
+          work.rotate_and_store(index, task.sequence, r, part % model.num_kv_heads,
+                                space.qkv + r * fused);
+        }
         const int64_t next = part + 1;
         const float* later = nullptr;
         if (next < count) {
@@ -871,14 +889,14 @@ void run(const Model& model, const Cache& cache, const Batch& batch, Workspace& 
       multiply<Then::ADD>(shares, step++, OUT, thread, layer.o, space.attended, rows, nullptr, hidden,
                           hidden_size);
       normalise();
-      multiply<Then::SILU>(shares, step++, GATE_UP, thread, layer.gate_up, hidden, rows, space.scale,
+      multiply<Then::SILU>(shares, step++, GATE_UP, thread, layer.gate_up, hidden, rows, scale,
                            space.activated, model.width);
       multiply<Then::ADD>(shares, step++, DOWN, thread, layer.down, space.activated, rows, nullptr,
                           hidden, hidden_size);
     }
     if (batch.wanted) {
       normalise();
-      multiply<Then::STORE>(shares, step++, HEAD, thread, model.lm_head, hidden, rows, space.scale,
+      multiply<Then::STORE>(shares, step++, HEAD, thread, model.lm_head, hidden, rows, scale,
                             logits, model.lm_head.outputs);
       if (choice) {
         shares.run(step++, HEAD, thread, rows, [&](int64_t r) {
