@@ -12,13 +12,17 @@ class RandomLengths:
     """Some cycles draft nothing, some the same for all, some a different length for each."""
 
     name = "random"
-    length = 0
     acceptance = 0.5
 
     def __init__(self, max_length: int, rng: np.random.Generator) -> None:
         self.max_length = max_length
         self.decisions = Decisions()
         self._rng = rng
+
+    @property
+    def length(self) -> int:
+        """What it holds to be right changes from request to request."""
+        return int(self._rng.integers(0, 2))
 
     def choose(self, batch: DecodeBatch) -> np.ndarray:
         longest = self.max_length + 1

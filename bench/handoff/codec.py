@@ -44,7 +44,7 @@ def messages() -> dict[str, Any]:
                 starts=slots * 0,
                 lengths=slots * 0 + PROMPT_TOKENS,
                 ids=ids(ENTRIES * PROMPT_TOKENS),
-                speculates=slots >= 0,
+                fills_draft=slots >= 0,
                 logprobs=slots * 0 - 1,
                 prompt_logprobs=slots * 0 - 1,
                 sampling=_sampling(ENTRIES),

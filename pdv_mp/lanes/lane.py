@@ -57,7 +57,7 @@ class PrefillLane:
         self._stage = stage
         self._sender = sender
         self._lengths = np.zeros(num_slots, np.int64)
-        self._speculates = np.zeros(num_slots, np.bool_)
+        self._fills_draft = np.zeros(num_slots, np.bool_)
         self._lock = lock or NoLock()
         self._max_tokens = max_tokens
         self._orders = np.zeros((num_slots, 4), np.int64)
@@ -69,7 +69,7 @@ class PrefillLane:
             stamps, slots = message.stamps, message.order.slots
             self._stage.put(message.order)
             self._lengths[slots] = message.order.lengths
-            self._speculates[slots] = message.order.speculates
+            self._fills_draft[slots] = message.order.fills_draft
             self._orders[slots] = (
                 stamps.encode_ns,
                 stamps.sent_ns,
@@ -123,8 +123,8 @@ class PrefillLane:
         sender, rows = self._sender, []
         if sender is not None:
             for slot in result.slots.tolist():
-                tokens, speculates = int(self._lengths[slot]), bool(self._speculates[slot])
-                rows += sender.pack(slot, tokens, speculates)
+                tokens, with_draft = int(self._lengths[slot]), bool(self._fills_draft[slot])
+                rows += sender.pack(slot, tokens, with_draft)
         return rows
 
     def run_ahead(self) -> bool:

@@ -38,12 +38,12 @@ class KVSender(ABC):
         self._num_blocks = num_blocks
         self._buffers: dict[int, tuple[int, SharedBuffer | CudaBuffer]] = {}
 
-    def pack(self, slot: int, tokens: int, speculates: bool) -> list[KVRows]:
-        """The rows of a slot's first ``tokens``: the verifier's, and the draft's if the sequence
-        ``speculates``."""
+    def pack(self, slot: int, tokens: int, with_draft: bool) -> list[KVRows]:
+        """The rows of a slot's first ``tokens``: the verifier's, and the draft's as well if
+        ``with_draft``."""
         rows = []
         for role, cache in self._caches.items():
-            if role != DRAFT or speculates:
+            if role != DRAFT or with_draft:
                 rows.append(self._pack(role, cache, slot, tokens))
             give_back_pages(cache, slot, self._num_blocks)
         return rows

@@ -14,7 +14,7 @@ class KVManager:
     With prefix caching a sequence takes over the whole blocks at the beginning of its text that
     some sequence has computed, and its own are kept for others: those of its prompt as soon as they
     are computed, those of its output when it leaves its slot. Only rows of committed tokens are
-    shared, and of a sequence that drafts only those that both models have.
+    shared, and of a sequence that fills the draft's cache only those that both models have.
     """
 
     def __init__(
@@ -23,14 +23,11 @@ class KVManager:
         pools: Pools,
         counters: Counters,
         prefix_caching: bool,
-        with_drafts: bool = True,
     ) -> None:
-        """``with_drafts``: sequences that speculate have rows in the cache of a draft model."""
         self._table = table
         self._pools = pools
         self._counters = counters
         self._prefix_caching = prefix_caching
-        self._with_drafts = with_drafts
         self._computing: dict[bytes, Sequence] = {}
         self._lingering: list[tuple[int, list[bytes], bool]] = []
 
@@ -41,7 +38,7 @@ class KVManager:
         and while another sequence computes a block that this one can take over soon.
         """
         digests = self._readable(sequence)
-        with_draft = self._has_draft(sequence)
+        with_draft = sequence.fills_draft
         if digests:
             known = self._pools.known(digests, with_draft)
             if known < len(digests) and self._computes(digests[known], with_draft):
@@ -71,7 +68,7 @@ class KVManager:
         """Let others use the blocks that a sequence has computed."""
         if self._prefix_caching:
             digests = self._written(sequence)
-            self._pools.publish(sequence.slot, digests, self._has_draft(sequence))
+            self._pools.publish(sequence.slot, digests, sequence.fills_draft)
             self._computed(sequence, digests)
 
     def vacate(self, sequence: Sequence) -> None:
@@ -85,9 +82,9 @@ class KVManager:
             self._computed(sequence, sequence.digests)
         sequence.slot = -1
         if self._table.ahead[slot]:
-            self._lingering.append((slot, list(digests), self._has_draft(sequence)))
+            self._lingering.append((slot, list(digests), sequence.fills_draft))
         else:
-            self._free(slot, digests, self._has_draft(sequence))
+            self._free(slot, digests, sequence.fills_draft)
 
     @property
     def num_lingering(self) -> int:
@@ -110,9 +107,6 @@ class KVManager:
             self._pools.release(slot)
         self._table.clear(slot)
 
-    def _has_draft(self, sequence: Sequence) -> bool:
-        return self._with_drafts and sequence.params.speculate
-
     def _readable(self, sequence: Sequence) -> list[bytes]:
         """Names of the blocks that a sequence may take over: one token must be left to compute."""
         if not self._prefix_caching:
@@ -127,7 +121,7 @@ class KVManager:
         """Names of the blocks whose rows are written and committed."""
         table, slot = self._table, sequence.slot
         rows = min(table.target_len[slot], table.committed[slot])
-        if self._has_draft(sequence):
+        if sequence.fills_draft:
             rows = min(rows, table.draft_len[slot])
         digests = extend_digests(
             sequence.digests, table.tokens[slot, : int(rows)], self._pools.block_size
@@ -136,7 +130,7 @@ class KVManager:
 
     def _computes(self, digest: bytes, with_draft: bool) -> bool:
         owner = self._computing.get(digest)
-        return owner is not None and (self._has_draft(owner) or not with_draft)
+        return owner is not None and (owner.fills_draft or not with_draft)
 
     def _computed(self, sequence: Sequence, digests: list[bytes]) -> None:
         for digest in digests:

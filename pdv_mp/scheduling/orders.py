@@ -16,7 +16,7 @@ def prefill_order(table: SequenceTable, slots: Slots) -> PrefillOrder:
         starts=starts,
         lengths=lengths,
         ids=table.ragged_tokens(slots, starts, lengths - starts),
-        speculates=table.speculates[slots],
+        fills_draft=table.fills_draft[slots],
         logprobs=table.logprobs[slots],
         prompt_logprobs=table.prompt_logprobs[slots],
         sampling=table.sampling.get(slots),

@@ -52,6 +52,9 @@ _RESTART = state_index("prefill.restart")
 USUALLY_FED = 2
 """Tokens that the draft's cache lacks after a cycle whose drafts were all kept."""
 
+FILLED_IN_SILENCE = 4
+"""Sequences whose prompts the draft reads although nothing is drafted."""
+
 DEATHS_BEFORE_ALONE = 2
 """Deaths of a lane that had a request in its batch, after which the request is treated apart."""
 
@@ -112,7 +115,7 @@ class Scheduler:
         """
         self._table = table
         self._pools = pools
-        self._kv = KVManager(table, pools, counters, prefix_caching, with_drafts=ngrams is None)
+        self._kv = KVManager(table, pools, counters, prefix_caching)
         self._ngrams = ngrams
         self._scheduling = scheduling
         self._controller = controller
@@ -312,6 +315,7 @@ class Scheduler:
             if self._prefilling and any(map(self._is_suspect, (sequence, *self._prompts()))):
                 break  # a suspect is prefilled alone
             spare = len(self._running) + len(self._ready)
+            sequence.fills_draft = self._fills_draft(sequence)
             if not self._kv.admit(sequence, 1 + self._controller.max_length, spare):
                 break
             self._waiting.popleft()
@@ -332,6 +336,16 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
+    def _fills_draft(self, sequence: Sequence) -> bool:
+        """Whether a prompt goes into the draft's cache as well. While nothing is drafted, only a
+        few do: those at which the controller can look at little cost. Where lanes hand KV on, all
+        that may be drafted for do."""
+        if not sequence.params.speculate or self._ngrams is not None:
+            return False
+        if self._controller.length or not (self._prefill_is_here and self._draft_is_here):
+            return True
+        return int(self._table.fills_draft.sum()) < FILLED_IN_SILENCE
+
     def _prompts(self) -> list[Sequence]:
         return [sequence for slot in self._prefilling if (sequence := self._by_slot[slot])]
 
@@ -347,8 +361,7 @@ class Scheduler:
         """Note what the prefill stage has computed, and take the sequences over whose prompts are
         complete, each with its next token."""
         table = self._table
-        fills_draft = table.speculates[result.computed] & (self._ngrams is None)
-        drafted = np.where(fills_draft, result.lengths, 0)
+        drafted = np.where(table.fills_draft[result.computed], result.lengths, 0)
         table.target_len[result.computed] += result.lengths
         table.draft_len[result.computed] += drafted
         self._counters.prefill_forwards += 1

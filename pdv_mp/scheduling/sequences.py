@@ -38,8 +38,9 @@ class Sequence:
     ``token_ids``: what is to be computed at admission: the prompt, and after a pre-emption the
     output so far as well. ``age``: requests with lower numbers came first. ``digests``: names of
     the whole blocks of the text, as far as they were needed. ``prefill_deaths``, ``draft_deaths``:
-    how often such a lane has died while it worked on this request. ``slot`` is -1 while it has
-    none; it belongs to the scheduler's pools.
+    how often such a lane has died while it worked on this request. ``fills_draft``: its prompt goes
+    into the draft's cache as well; otherwise that lacks it until something is drafted.
+    ``slot`` is -1 while it has none; it belongs to the scheduler's pools.
     """
 
     request: int
@@ -60,6 +61,7 @@ class Sequence:
     admissions: int = 0
     prefill_deaths: int = 0
     draft_deaths: int = 0
+    fills_draft: bool = True
     digests: list[bytes] = field(default_factory=list)
     slot: int = -1
     phase: Phase = Phase.WAITING
@@ -76,6 +78,7 @@ class SequenceTable:
     Invariants between cycles, for a running slot with ``committed`` = L (prompt + emitted tokens):
     the verifier's cache holds exactly L - 1 rows (``target_len``), the draft's at most L - 1
     (``draft_len``). Rows above these lengths are stale and are overwritten before they are read.
+    ``fills_draft`` marks a slot whose prompt goes into the draft's cache as well.
     ``num_prompt``: tokens to prefill: the prompt, and after a pre-emption the output so far too.
     ``room``: tokens for which the slot has KV blocks. ``cached``: prompt tokens that came from the
     prefix cache at first admission.
@@ -101,6 +104,7 @@ class SequenceTable:
         self.target_len = np.zeros(num_slots, np.int64)
         self.draft_len = np.zeros(num_slots, np.int64)
         self.speculates = np.zeros(num_slots, np.bool_)
+        self.fills_draft = np.zeros(num_slots, np.bool_)
         self.reports = np.zeros(num_slots, np.bool_)
         self.at_once = np.zeros(num_slots, np.bool_)
         self.closing = np.zeros(num_slots, np.bool_)
@@ -130,8 +134,9 @@ class SequenceTable:
         self.queued_ns[slot] = sequence.queued_ns
         self.committed[slot] = sequence.num_tokens
         self.target_len[slot] = num_cached
-        self.draft_len[slot] = num_cached if sequence.params.speculate else 0
+        self.draft_len[slot] = num_cached if sequence.fills_draft else 0
         self.speculates[slot] = sequence.params.speculate
+        self.fills_draft[slot] = sequence.fills_draft
         self.reports[slot] = sequence.report_timeline
         self.at_once[slot] = sequence.at_once
         self.closing[slot] = False
@@ -147,6 +152,7 @@ class SequenceTable:
         """Forget a slot that is going back to its pool."""
         self.request[slot] = -1
         self.room[slot] = 0
+        self.fills_draft[slot] = False
         self.committed[slot] = self.target_len[slot] = self.draft_len[slot] = 0
 
     def ragged_tokens(

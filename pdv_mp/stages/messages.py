@@ -48,7 +48,7 @@ class PrefillOrder:
     """Compute prompts: of slot ``slots[b]`` the tokens from ``starts[b]`` to ``lengths[b]``.
 
     The caches hold what lies before. ``ids`` int32: those tokens, one slot after the other.
-    ``speculates``: fill the draft's cache as well. ``logprobs``, ``prompt_logprobs``: alternatives
+    ``fills_draft``: fill the draft's cache as well. ``logprobs``, ``prompt_logprobs``: alternatives
     to report beside the first token and beside the prompt's, -1 for no report.
     """
 
@@ -56,7 +56,7 @@ class PrefillOrder:
     starts: Column
     lengths: Column
     ids: npt.NDArray[np.int32]
-    speculates: npt.NDArray[np.bool_]
+    fills_draft: npt.NDArray[np.bool_]
     logprobs: Column
     prompt_logprobs: Column
     sampling: SamplingColumns

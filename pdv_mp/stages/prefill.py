@@ -29,7 +29,7 @@ MAX_PROMPT_LOGITS = 1 << 26
 class _Prompts:
     """What the stage knows of the prompts that it has, in columns by slot.
 
-    ``computed``: tokens that the verifier's cache holds; of a prompt that ``speculates`` the
+    ``computed``: tokens that the verifier's cache holds; of one that ``fills_draft`` the
     draft's holds as many.
     """
 
@@ -37,7 +37,7 @@ class _Prompts:
         self.tokens = np.zeros((num_slots, max_model_len), np.int32)
         self.length = np.zeros(num_slots, np.int64)
         self.computed = np.zeros(num_slots, np.int64)
-        self.speculates = np.zeros(num_slots, np.bool_)
+        self.fills_draft = np.zeros(num_slots, np.bool_)
         self.logprobs = np.full(num_slots, -1, np.int64)
         self.prompt_logprobs = np.full(num_slots, -1, np.int64)
         self.sampling = SamplingTable(num_slots)
@@ -48,7 +48,7 @@ class _Prompts:
         self.tokens[np.repeat(slots, counts), ragged_range(order.starts, counts)] = order.ids
         self.length[slots] = order.lengths
         self.computed[slots] = order.starts
-        self.speculates[slots] = order.speculates
+        self.fills_draft[slots] = order.fills_draft
         self.logprobs[slots] = order.logprobs
         self.prompt_logprobs[slots] = order.prompt_logprobs
         self.sampling.put(slots, order.sampling)
@@ -186,7 +186,7 @@ class PrefillStage:
         )
 
     def _fill_draft(self, batch: PrefillBatch) -> None:
-        wanted = self._prompts.speculates[batch.slots]
+        wanted = self._prompts.fills_draft[batch.slots]
         if self._draft is None or not wanted.any():
             return
         slots, starts, lengths = batch.slots[wanted], batch.starts[wanted], batch.lengths[wanted]

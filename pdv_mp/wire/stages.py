@@ -86,7 +86,7 @@ class PrefillWork:
             order.slots,
             order.starts,
             order.lengths,
-            order.speculates,
+            order.fills_draft,
             order.logprobs,
             order.prompt_logprobs,
             order.ids,
@@ -98,13 +98,13 @@ class PrefillWork:
     def _from(cls, fields: list[Any], columns: ColumnReader, stamps: Stamps) -> PrefillWork:
         entries, num_ids = fields
         slots, starts, lengths = columns.widened(entries, entries, entries)
-        speculates = columns.int32(entries).astype(np.bool_)
+        fills_draft = columns.int32(entries).astype(np.bool_)
         logprobs, prompt_logprobs = columns.widened(entries, entries)
         order = PrefillOrder(
             slots=slots,
             starts=starts,
             lengths=lengths,
-            speculates=speculates,
+            fills_draft=fills_draft,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             ids=columns.int32(num_ids),

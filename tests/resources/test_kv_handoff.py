@@ -90,7 +90,7 @@ def test_the_receiver_has_the_senders_rows(
     source, target = filled(layouts[0], dtype), make_cache(layouts[1], dtype)
     sender: KVSender = SENDERS[kind]({TARGET: source, DRAFT: source}, 18)
     wanted = exported(source, 3)
-    rows = sent(sender.pack(3, TOKENS, speculates=False))
+    rows = sent(sender.pack(3, TOKENS, with_draft=False))
     assert [part.role for part in rows] == [TARGET], "a draft that nobody wants is not sent"
     assert rows[0].nbytes == TOKENS * CONFIG.kv_bytes_per_token(dtype)
     assert KVReceiver({TARGET: target}).take(replace(rows[0], slot=1))
@@ -102,8 +102,8 @@ def test_buffers_are_freed_when_they_are_released_or_withdrawn() -> None:
     source = filled("contiguous")
     sender = HandleSender({TARGET: source, DRAFT: source}, 18)
     before = len(os.listdir("/proc/self/fd"))
-    rows = sender.pack(3, TOKENS, speculates=True)
-    more = sender.pack(2, TOKENS, speculates=True)
+    rows = sender.pack(3, TOKENS, with_draft=True)
+    more = sender.pack(2, TOKENS, with_draft=True)
     assert sender.num_buffers == 4
     assert len(os.listdir("/proc/self/fd")) > before
     sender.release([int(rows[0].number or 0)])
@@ -157,7 +157,7 @@ def test_pages_beyond_the_budget_are_given_back() -> None:
     sender = CopySender({TARGET: source}, num_blocks=4)
     for slot in range(6):
         source.import_rows(slot, 0, torch.ones(source.rows_shape(60)))
-        sender.pack(slot, 60, speculates=False)
+        sender.pack(slot, 60, with_draft=False)
         assert source.committed_bytes() <= 2 * source.rows_bytes(4 * 16)
 
 

@@ -39,6 +39,7 @@ class Rig:
         max_num_batched_tokens: int = 512,
         random_lengths: bool = False,
         looks_up: bool = False,
+        lanes: tuple[str, ...] = (),
     ) -> None:
         self.rng = rng
         scheduling = SchedulingOptions(
@@ -65,6 +66,7 @@ class Rig:
             self.counters,
             prefix_caching=prefix_caching,
             prefill_backlog=max_num_batched_tokens,
+            lanes=lanes,
             ngrams=NGramIndex(scheduling.max_admitted, 1, 3) if looks_up else None,
         )
         self.prefilling: list[int] = []
@@ -335,6 +337,48 @@ def test_a_request_that_kills_the_draft_goes_on_without() -> None:
     assert not rig.table.speculates[sequence.slot]
     run_to_end(rig)
     assert len(rig.results[0].ids) == 20
+
+
+class Silent(FixedLength):
+    """Holds 0 to be right until it is told otherwise."""
+
+    right = 0
+
+    @property
+    def length(self) -> int:
+        return self.right
+
+
+def filled(rig: Rig, keys: range, speculate: bool = True) -> list[bool]:
+    """Whether the prompts of new requests go into the draft's cache."""
+    for key in keys:
+        rig.submit(key, Request(prompt=(key,) * 3, max_tokens=2, speculate=speculate))
+    admitted = rig.scheduler.admit(time.monotonic_ns())
+    rig.prefilling += [sequence.slot for sequence in admitted]
+    assert [sequence.request for sequence in admitted] == list(keys)
+    return [bool(rig.table.fills_draft[sequence.slot]) for sequence in admitted]
+
+
+def test_while_nothing_is_drafted_the_draft_reads_a_few_prompts() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2)
+    controller = Silent(2, 16)
+    rig.scheduler._controller = controller
+    assert filled(rig, range(2)) == [True] * 2
+    assert filled(rig, range(2, 4), speculate=False) == [False] * 2
+    assert filled(rig, range(4, 8)) == [True] * 2 + [False] * 2
+    run_to_end(rig)
+    controller.right = 2
+    assert filled(rig, range(8, 14)) == [True] * 6
+    run_to_end(rig)
+    controller.right = 0
+    assert filled(rig, range(14, 20)) == [True] * 4 + [False] * 2
+    run_to_end(rig)
+
+
+def test_where_lanes_hand_kv_on_all_prompts_are_read() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2, lanes=("draft",))
+    rig.scheduler._controller = Silent(2, 16)
+    assert filled(rig, range(6)) == [True] * 6
 
 
 def test_a_common_beginning_is_computed_once() -> None:

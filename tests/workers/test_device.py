@@ -124,7 +124,7 @@ def test_a_chunk_is_complete_before_it_is_told_of(
             starts=0 * one,
             lengths=20 * one,
             ids=np.arange(20, 40, dtype=np.int32),
-            speculates=np.ones(1, np.bool_),
+            fills_draft=np.ones(1, np.bool_),
             logprobs=-one,
             prompt_logprobs=-one,
             sampling=SamplingTable(4).get(one),

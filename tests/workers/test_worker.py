@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from engine_driver import Request, Result, collect, make_worker, open_message, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_lengths import use_random_lengths
 from split_engine import make_split
 from tiny_model import VOCABULARY, TinyPair
 
@@ -145,6 +147,28 @@ def test_a_length_of_0_makes_no_forward_and_no_message(
     assert worker.counters.generated_tokens == 32
     edge = worker.handoffs["verify>draft"]
     assert (edge.messages, edge.local) == (0, 0)
+
+
+@pytest.mark.parametrize("kv_layout", ["contiguous", "paged"])
+def test_a_draft_that_has_not_read_a_prompt_catches_up(
+    kv_layout: str, tiny_pair: TinyPair, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verifier drafts for itself, so that every draft is right if its cache is."""
+    monkeypatch.setattr("pdv_mp.scheduling.scheduler.FILLED_IN_SILENCE", 1)
+    options = {"max_model_len": 128, "num_speculative_tokens": 5, "kv_layout": kv_layout}
+    worker = make_worker(tiny_pair.verifier, tiny_pair.verifier, **options)
+    use_random_lengths(worker, 5, rng)
+    beginning = prompts(1, 40)[0]
+    requests = [Request((*beginning, *prompt), 20) for prompt in prompts(24, 9)]
+    plain = [replace(request, speculate=False) for request in requests]
+    expected = [result.ids for result in serve_together(worker, plain)]
+    for arrivals in (1000, 0.2):
+        results = run(worker, requests, rng, arrivals_per_step=arrivals)
+        assert [result.ids for result in results] == expected
+    counters = worker.counters
+    assert 0 < counters.draft_prefill_forwards < counters.prefill_forwards
+    assert counters.accepted_tokens == counters.drafted_tokens > 0
+    assert counters.cached_tokens > 0
 
 
 def test_decisions_are_visible(tiny_pair: TinyPair) -> None:

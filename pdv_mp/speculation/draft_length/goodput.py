@@ -76,7 +76,7 @@ MAX_TRIAL = 6
 SETTLED_INTERVAL = 4
 """Cycles between two decisions while the batch stays what it is."""
 ALONE_INTERVAL = 8
-"""The same for one sequence, whose cycles are short: a decision takes as long for one as for many."""
+"""The same for one sequence: its cycles are short, and a decision takes as long as for many."""
 CATCH_UP_HORIZON = 64
 """Cycles over which the price of bringing the draft's cache up to date is spread."""
 LOOK_SHARE = 0.005
