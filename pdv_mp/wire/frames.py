@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgpack
 import numpy as np
@@ -50,8 +50,7 @@ class Stamps:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BatchStamps:
+class BatchStamps(NamedTuple):
     """A batch of a process: picked from its inbox, started, results known (ns, monotonic)."""
 
     picked_ns: int

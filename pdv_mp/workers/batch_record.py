@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pdv_mp.workers.trace import Trace
 
@@ -19,8 +19,7 @@ BATCHES_KEPT = 4096
 _HERE = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
+class BatchRecord(NamedTuple):
     """One batch that a stage ran; times in ns (monotonic).
 
     ``rows``: tokens fed, of a draft batch tokens proposed. ``decoding``: sequences that were in the
@@ -39,10 +38,6 @@ class BatchRecord:
     groups: int
     discarded: int
     idle_ns: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(slots=True)
@@ -110,14 +105,17 @@ class BatchRecords:
         stamps = (batch.picked_ns, batch.started_ns, batch.ended_ns)
         record = BatchRecord(stage, *stamps, sequences, rows, decoding, groups, discarded, idle_ns)
         self._records.append(record)
-        self._totals.setdefault(stage, StageTotals()).add(record)
+        totals = self._totals.get(stage)
+        if totals is None:
+            totals = self._totals[stage] = StageTotals()
+        totals.add(record)
         if self.trace is not None:
             self.trace.batch(stage, stamps, sequences, rows, decoding)
 
     def latest(self, count: int) -> list[dict[str, Any]]:
         """The last batches, oldest first."""
         skipped = max(0, len(self._records) - count)
-        return [record.as_dict() for record in islice(self._records, skipped, None)]
+        return [record._asdict() for record in islice(self._records, skipped, None)]
 
     def totals(self) -> dict[str, dict[str, int]]:
         """By stage, of all batches since the start."""

@@ -47,24 +47,19 @@ class CycleClock:
         self._verdict_ns, self.has_begun = ended, False
         order, sequences, lengths = self._order, len(proposal.slots), proposal.lengths.tolist()
         self._order = None
-        times = CycleTimes(
+        drafting = steps = fed = draft_ns = 0
+        if order is not None and self._draft_ns:
+            lacking = (order.base - order.starts).tolist()
+            drafting, steps, draft_ns = len(lacking), max(order.lengths.tolist()), self._draft_ns
+            fed = sum(count - USUALLY_FED for count in lacking if count > USUALLY_FED)
+        return CycleTimes(
             sequences=sequences,
             rows=sequences + sum(lengths),
             context=total(proposal.base),
             verify_ns=ended - started,
+            drafting=drafting,
+            steps=steps,
+            fed=fed,
+            draft_ns=draft_ns,
             overhead_ns=self._overhead_ns,
-        )
-        if order is None or not self._draft_ns:
-            return times
-        lacking = (order.base - order.starts).tolist()
-        return CycleTimes(
-            sequences=sequences,
-            rows=times.rows,
-            context=times.context,
-            verify_ns=times.verify_ns,
-            overhead_ns=times.overhead_ns,
-            drafting=len(order.slots),
-            steps=max(order.lengths.tolist()),
-            fed=sum(max(0, count - USUALLY_FED) for count in lacking),
-            draft_ns=self._draft_ns,
         )

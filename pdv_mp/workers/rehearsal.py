@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -74,7 +73,7 @@ def rehearse(resources: Resources, config: EngineConfig) -> list[CycleTimes]:
 def _shorter(one: CycleTimes, other: CycleTimes) -> CycleTimes:
     """The same cycle as it was least disturbed."""
     verify_ns = min(one.verify_ns, other.verify_ns)
-    return replace(one, verify_ns=verify_ns, draft_ns=min(one.draft_ns, other.draft_ns))
+    return one._replace(verify_ns=verify_ns, draft_ns=min(one.draft_ns, other.draft_ns))
 
 
 class _Rehearsal:

@@ -403,7 +403,8 @@ class Worker:
 
     def _start_cycle(self, group: Group, verifies: bool = True) -> bool:
         """Begin a group's next cycle; False if there is nothing to do before a message arrives.
-        ``verifies``: what needs no drafts is verified at once, and not left to the next step."""
+        ``verifies``: what needs no drafts is verified at once, and not left to the next step, and
+        so is what was drafted here if no lane could have sent anything meanwhile."""
         drafting = self._who_drafts()
         self._recorded_before_ns = self._recorded_ns
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
@@ -417,6 +418,8 @@ class Worker:
         if cycle.drafts is not None and self.draft is not None and drafting is Drafting.HERE:
             self.draft.put(cycle.drafts)
             self._run_draft(group)
+            if verifies and not self._lanes:
+                self._run_verify(group)
         elif cycle.drafts is not None:
             group.owed = cycle.drafts
             now = time.monotonic_ns()

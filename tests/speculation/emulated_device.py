@@ -7,7 +7,7 @@ length to the last nanosecond.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -234,8 +234,7 @@ def one_cycle(
         overhead_ns=int(overhead * noise(rng) * MICROSECOND),
     )
     if steps:
-        measured = replace(
-            measured,
+        measured = measured._replace(
             drafting=drafting,
             steps=steps,
             fed=fed,

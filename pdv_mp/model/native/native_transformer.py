@@ -75,6 +75,7 @@ class NativeTransformer:
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._logits = torch.empty((0, config.vocab_size))
         """Room for logits that only :meth:`verify` sees: [rows, vocab_size]."""
+        self._cache: tuple[KVCache, Cache] | None = None
 
     def _layer(self, prefix: str) -> Layer:
         config = self.config
@@ -126,10 +127,11 @@ class NativeTransformer:
         table, wanted = cache.units(batch), batch.num_wanted
         context, threads = batch.context, torch.get_num_threads()
         nbytes = self._library.workspace(self._model, batch.num_rows, wanted, context, threads)
+        columns = _columns(batch, table)
         self._library.forward(
             self._model,
-            Cache(*cache.addresses),
-            _columns(batch, table),
+            self._where(cache),
+            _described(batch, table, columns),
             self._room(nbytes),
             context,
             logits,
@@ -159,10 +161,11 @@ class NativeTransformer:
         ids = np.full((count, int(lengths.max())), -1, np.int64)
         nbytes = self._library.workspace(self._model, batch.num_rows, count, context, threads)
         nbytes += self._library.draft_workspace(self._model, *table.shape)
+        columns = _columns(batch, table)
         self._library.draft(
             self._model,
-            Cache(*cache.addresses),
-            _columns(batch, table),
+            self._where(cache),
+            _described(batch, table, columns),
             Drafts(_pointer(lengths), _pointer(ids), ids.shape[1], vocab_size),
             self._room(nbytes),
             context,
@@ -171,6 +174,12 @@ class NativeTransformer:
         )
         return ids
 
+    def _where(self, cache: KVCache) -> Cache:
+        """Where a cache's rows lie, which does not change."""
+        if self._cache is None or self._cache[0] is not cache:
+            self._cache = cache, Cache(*cache.addresses)
+        return self._cache[1]
+
     def _room(self, nbytes: int) -> int:
         """Address of so much workspace."""
         if nbytes > self._workspace.nbytes:
@@ -178,17 +187,25 @@ class NativeTransformer:
         return self._workspace.data_ptr()
 
 
-def _columns(batch: ForwardBatch, table: NDArray[np.int64]) -> Batch:
+def _columns(batch: ForwardBatch, table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The columns of a batch, one after the other: to ask numpy where an array lies takes longer
+    than to copy a few numbers."""
+    parts = [batch.ids, batch.row_positions, batch.query_lens, table.ravel()]
+    if batch.wanted_rows is not None:
+        parts.append(batch.wanted_rows)
+    return np.concatenate(parts)
+
+
+def _described(batch: ForwardBatch, table: NDArray[np.int64], columns: NDArray[np.int64]) -> Batch:
+    """For the kernels; it is valid as long as its columns are there."""
+    rows, (sequences, units) = batch.num_rows, table.shape
+    ids = _pointer(columns)
+    positions = ids + 8 * rows
+    query_lens = positions + 8 * rows
+    units_of = query_lens + 8 * sequences
+    wanted = None if batch.wanted_rows is None else units_of + 8 * sequences * units
     return Batch(
-        token_ids=_pointer(batch.ids),
-        positions=_pointer(batch.row_positions),
-        query_lens=_pointer(batch.query_lens),
-        table=_pointer(table),
-        logit_rows=None if batch.wanted_rows is None else _pointer(batch.wanted_rows),
-        rows=batch.num_rows,
-        sequences=batch.num_sequences,
-        units=table.shape[1],
-        wanted=batch.num_wanted,
+        ids, positions, query_lens, units_of, wanted, rows, sequences, units, batch.num_wanted
     )
 
 

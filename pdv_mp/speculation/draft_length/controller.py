@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,7 @@ import numpy.typing as npt
 Column = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeBatch:
+class DecodeBatch(NamedTuple):
     """The sequences of a cycle that is about to start, B of them.
 
     ``slots`` [B]. ``limits`` [B]: most tokens that each may have drafted: 0 for those that do not
@@ -33,8 +32,7 @@ class DecodeBatch:
     kinds: Column | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CycleTimes:
+class CycleTimes(NamedTuple):
     """What a cycle took.
 
     ``sequences``, ``rows``, ``context``: those of the verification: sequences, tokens fed, and
