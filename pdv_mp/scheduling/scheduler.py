@@ -122,6 +122,7 @@ class Scheduler:
         self._prefill_backlog = prefill_backlog
         self._prefill_is_here = "prefill" not in lanes
         self._draft_is_here = "draft" not in lanes
+        self._chooses_what_to_fill = self._prefill_is_here and self._draft_is_here
         self._cycle = 0
         self._groups = groups
         self._counters = counters
@@ -342,7 +343,7 @@ class Scheduler:
         that may be drafted for do."""
         if not sequence.params.speculate or self._ngrams is not None:
             return False
-        if self._controller.length or not (self._prefill_is_here and self._draft_is_here):
+        if self._controller.length or not self._chooses_what_to_fill:
             return True
         return int(self._table.fills_draft.sum()) < FILLED_IN_SILENCE
 
@@ -505,9 +506,20 @@ class Scheduler:
             limits = np.where(matched > 0, limits, 0)
             kinds = np.maximum(0, matched - ngrams.least)
             gaps = np.zeros_like(gaps)
-        batch = DecodeBatch(slots, limits, base, remaining, gaps, len(self._ready), kinds)
+        reading = self._reading(slots)
+        batch = DecodeBatch(slots, limits, base, remaining, gaps, len(self._ready), kinds, reading)
         lengths = controller.choose(batch)
         return lengths, ids[:, : int(lengths.max())]
+
+    def _reading(self, slots: Slots) -> float:
+        """Tokens of prompts for each token that these sequences may get, if the draft reads them
+        only because something is drafted: see :meth:`_fills_draft`."""
+        if self._ngrams is not None or not self._chooses_what_to_fill:
+            return 0.0
+        table = self._table
+        prompts = total(table.num_prompt[slots])
+        read = prompts - total(table.cached[slots])
+        return read / max(1, total(table.max_len[slots]) - prompts)
 
     def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
         """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that

@@ -14,6 +14,7 @@ from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.paged_kv_cache import PagedKVCache
 from pdv_mp.resources.resources import Resources
 from pdv_mp.scheduling.counters import Counters
+from pdv_mp.scheduling.scheduler import USUALLY_FED
 from pdv_mp.scheduling.sequences import SequenceTable
 from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.make import AUTO
@@ -29,6 +30,8 @@ LENGTHS = (0, 1, 2, 4, 8, 16, 32, 64)
 """Draft lengths that are measured, as far as they are allowed; costs between are interpolated."""
 REPEATS = 3
 """Times that a cycle runs, or one less if it is slow; the first may prepare what the others use."""
+MAX_READING = 4
+"""Texts that the draft reads to see what that costs."""
 SLOW_NS = 30_000_000
 BUDGET_NS = 3_000_000_000
 """Time after which no larger batch is begun."""
@@ -67,7 +70,8 @@ def rehearse(resources: Resources, config: EngineConfig) -> list[CycleTimes]:
         ]
         if time.monotonic_ns() - began > AGAIN_NS:
             break
-    return [one for times in found.values() for one in times]
+    times = [one for times in found.values() for one in times]
+    return times + stage.readings(max(found, default=0))
 
 
 def _shorter(one: CycleTimes, other: CycleTimes) -> CycleTimes:
@@ -116,9 +120,17 @@ class _Rehearsal:
         if self._most:
             yield self._most
 
-    def cycle(self, sequences: int, length: int) -> CycleTimes:
-        """Draft and verify once, and forget the outcome."""
-        order = self._order(sequences, length)
+    def readings(self, most: int) -> list[CycleTimes]:
+        """A cycle in which the draft reads the texts of some sequences, ``most`` at most."""
+        sequences = min(most, MAX_READING)
+        if self._draft is None or not sequences or not self.longest:
+            return []
+        runs = [self.cycle(sequences, 1, reads=True) for _ in range(REPEATS)]
+        return [functools.reduce(_shorter, runs)]
+
+    def cycle(self, sequences: int, length: int, *, reads: bool = False) -> CycleTimes:
+        """Draft and verify once, and forget the outcome. ``reads``: the draft lacks the texts."""
+        order = self._order(sequences, length, 0 if reads else self._context - 1)
         drafts, draft_ns = length if self._draft is not None else 0, 0
         began = time.monotonic_ns()
         if self._draft is not None and length:
@@ -141,19 +153,21 @@ class _Rehearsal:
             verify_ns=ended - picked,
             drafting=sequences if drafts else 0,
             steps=drafts,
+            fed=sequences * max(0, self._context - USUALLY_FED) if reads else 0,
             draft_ns=draft_ns,
         )
 
-    def _order(self, sequences: int, length: int) -> DraftOrder:
+    def _order(self, sequences: int, length: int, start: int) -> DraftOrder:
         slots = np.arange(sequences)
         base = self._table.committed[slots]
+        starts = np.full(sequences, start)
         return DraftOrder(
             cycle=0,
             slots=slots,
             base=base,
             lengths=np.full(sequences, length),
-            starts=base - 1,
-            ids=self._table.tokens[slots, base - 1],
+            starts=starts,
+            ids=self._table.ragged_tokens(slots, starts, base - starts),
             fresh=slots,
             sampling=self._table.sampling.get(slots),
         )

@@ -37,6 +37,7 @@ def test_each_size_is_measured_and_nothing_of_it_stays(configure: Configure, lay
     }
     assert all(t.verify_ns > 0 and (t.draft_ns > 0) == (t.steps > 0) for t in times)
     assert all(t.drafting == (t.sequences if t.steps else 0) for t in times)
+    assert [(t.sequences, t.steps, t.fed > 0) for t in times if t.fed] == [(4, 1, True)]
     worker = Worker(resources, config, rehearsed=times)
     assert worker.pools.slots_in_use == worker.pools.blocks_in_use == 0
     requests = [Request(prompt=(5, i + 1), max_tokens=30, seed=i) for i in range(6)]

@@ -20,7 +20,8 @@ class DecodeBatch(NamedTuple):
     far. ``remaining`` [B]: tokens that each may still get. ``gaps`` [B]: tokens whose rows the
     draft's cache lacks because of cycles without drafts. ``waiting``: sequences that are ready and
     have no place in the batch. ``kinds`` [B]: of which kind each one's drafts would be, where there
-    are several, else None.
+    are several, else None. ``reading``: tokens of prompts that the draft reads, for each token that
+    these sequences may get, because something is drafted, and would not read otherwise.
     """
 
     slots: Column
@@ -30,6 +31,7 @@ class DecodeBatch(NamedTuple):
     gaps: Column
     waiting: int = 0
     kinds: Column | None = None
+    reading: float = 0.0
 
 
 class CycleTimes(NamedTuple):
@@ -104,7 +106,8 @@ class DraftLengthController(Protocol):
         """A cycle is over."""
 
     def rehearsed(self, times: Sequence[CycleTimes]) -> None:
-        """What cycles of uniform batches took before anything was served."""
+        """What cycles of uniform batches took before anything was served. Those that fed a text to
+        the draft as well say what that costs."""
 
     def forget(self, slot: int) -> None:
         """The slot has a new owner."""

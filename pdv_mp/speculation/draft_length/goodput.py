@@ -160,11 +160,14 @@ class Goodput:
         if not times:
             return
         context = times[0].context // times[0].sequences
-        verify = {(t.sequences, t.rows // t.sequences): t.verify_ns for t in times}
+        verify = {(t.sequences, t.rows // t.sequences): t.verify_ns for t in times if not t.fed}
         self._verify.rehearsed(verify, context)
-        drafts = {(t.drafting, t.steps): t.draft_ns for t in times if t.drafting}
+        drafts = {(t.drafting, t.steps): t.draft_ns for t in times if t.drafting and not t.fed}
         if drafts:
             self._draft.rehearsed(drafts)
+        for t in times:
+            if t.fed:
+                self._draft.add(t.drafting, t.steps, t.fed, t.draft_ns)
         self._since_change = DWELL  # the first length was a guess
 
     # ------------------------------------------------------------------ decisions
@@ -221,7 +224,8 @@ class Goodput:
         self._turnover.seen(batch.slots, batch.remaining, cycles, most)
         survival = self._estimate.survival(batch.slots, int(limits.max()))
         shares = self._shares(batch, limits, survival)
-        before = self._before_ns(batch, shares)
+        tokens = shares.tokens(survival)
+        before = self._before_ns(batch, shares, tokens)
         times, known = self._times(batch, shares, before)
         present = shares.at(self._length, self._portion)
         if self._is_trying or not known.any():
@@ -236,7 +240,6 @@ class Goodput:
         out_of_reach = ~known & (shares.longest > reach)
         out_of_reach[present] = False
         times[1:] /= 1 - CAUTION - self._ragged(batch, shares, times)
-        tokens = shares.tokens(survival)
         goodput = np.where(out_of_reach, 0.0, tokens / times)
         best = int(goodput.argmax())
         self._set_worth(times, shares, known)
@@ -342,8 +345,10 @@ class Goodput:
         lost: Floats = RAGGED * joint * made_uneven * fixed
         return lost
 
-    def _before_ns(self, batch: DecodeBatch, shares: Shares) -> Floats:
-        """What cycles of each kind take until their verification begins, in ns: [N]."""
+    def _before_ns(self, batch: DecodeBatch, shares: Shares, tokens: Floats) -> Floats:
+        """What cycles of each kind, which emit ``tokens`` [N], take until their verification
+        begins, in ns: [N]. Reading prompts is a part of it: while something is drafted those of
+        requests to come, otherwise those that the draft lacks."""
         if self._looks_up:
             return np.full(len(shares.longest), self._overhead_ns[0])
         drafting = shares.drafting
@@ -354,6 +359,8 @@ class Goodput:
         if not self._length:
             catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
             before[1:] += catch_up / min(CATCH_UP_HORIZON, float(batch.remaining.mean()))
+        elif batch.reading and self._draft.knows_fed:
+            before[1:] += batch.reading * self._draft.fed_ns(drafting) * tokens[1:]
         return before
 
     def _times(
