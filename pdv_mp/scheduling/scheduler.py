@@ -519,7 +519,8 @@ class Scheduler:
         table = self._table
         prompts = total(table.num_prompt[slots])
         read = prompts - total(table.cached[slots])
-        return read / max(1, total(table.max_len[slots]) - prompts)
+        of_many = max(0, len(slots) - FILLED_IN_SILENCE) / len(slots)
+        return of_many * read / max(1, total(table.max_len[slots]) - prompts)
 
     def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
         """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that

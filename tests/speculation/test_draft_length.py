@@ -317,6 +317,35 @@ def test_looking_up_in_vain_costs_nothing(name: str) -> None:
     assert drafted.sum() < 300
 
 
+def rehearsed_with(read_ns: int) -> Goodput:
+    """A controller for batches of 8 to whom reading a token costs the draft so much; a row costs
+    some 2 % of a cycle, and a forward of the draft 5 %."""
+    controller = Goodput(LONGEST, 8)
+    times = [
+        CycleTimes(8, 8 * width, 800, 900_000 + 2_500 * 8 * width, *drafts)
+        for width in range(1, LONGEST + 2)
+        for drafts in ([(8, width - 1, 0, 50_000 * (width - 1))] if width > 1 else [()])
+    ]
+    controller.rehearsed(
+        [*times, CycleTimes(8, 16, 800, 940_000, 8, 1, 800, 50_000 + 800 * read_ns)]
+    )
+    return controller
+
+
+@pytest.mark.parametrize(
+    ("read_ns", "reading", "drafts"),
+    [(1_000, 0.0, True), (1_000, 2.0, True), (60_000, 0.0, True), (60_000, 4.0, False)],
+)
+def test_drafting_pays_for_the_prompts_that_are_read_for_it(
+    read_ns: int, reading: float, drafts: bool
+) -> None:
+    controller = rehearsed_with(read_ns)
+    slots, limits = np.arange(8), np.full(8, LONGEST)
+    batch = DecodeBatch(slots, limits, slots + 100, limits + 50, 0 * slots, reading=reading)
+    lengths = [controller.choose(batch) for _ in range(2 * goodput.DWELL)]
+    assert bool(lengths[-1].any()) == drafts
+
+
 def test_requests_that_are_easier_are_known_as_such() -> None:
     controller = Goodput(LONGEST, 2)
     lengths = np.array([4, 4])

@@ -347,8 +347,8 @@ class Goodput:
 
     def _before_ns(self, batch: DecodeBatch, shares: Shares, tokens: Floats) -> Floats:
         """What cycles of each kind, which emit ``tokens`` [N], take until their verification
-        begins, in ns: [N]. Reading prompts is a part of it: while something is drafted those of
-        requests to come, otherwise those that the draft lacks."""
+        begins, in ns: [N]. Where something is drafted, reading prompts is a part of it: those of
+        requests to come, and what the draft lacks of these if nothing was drafted so far."""
         if self._looks_up:
             return np.full(len(shares.longest), self._overhead_ns[0])
         drafting = shares.drafting
@@ -359,7 +359,7 @@ class Goodput:
         if not self._length:
             catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
             before[1:] += catch_up / min(CATCH_UP_HORIZON, float(batch.remaining.mean()))
-        elif batch.reading and self._draft.knows_fed:
+        if batch.reading and self._draft.knows_fed:
             before[1:] += batch.reading * self._draft.fed_ns(drafting) * tokens[1:]
         return before
 
