@@ -328,7 +328,8 @@ class HandoffOptions(_Checked):
     wait: str = option(
         "block",
         help="how workers wait for messages; block: asleep in the kernel; spin: asking again and "
-        "again, which keeps a core busy; hybrid: asking for a millisecond, then asleep",
+        "again, which keeps a core busy; hybrid: asking for a millisecond, then asleep; what comes "
+        "from the front is waited for asleep in any case",
         choices=("block", "spin", "hybrid"),
     )
     wait_interval_us: int = option(

@@ -57,6 +57,11 @@ class KVManager:
             self._computing.setdefault(digest, sequence)
         return True
 
+    def verifier_knows_more(self, sequence: Sequence) -> bool:
+        """Whether the prefix cache has more of a text for the verifier than for both models."""
+        digests = self._readable(sequence)
+        return self._pools.known(digests, False) > self._pools.known(digests, True)
+
     def grow(self, slot: int, num_tokens: int) -> bool:
         """Give a slot room for ``num_tokens``; False, and nothing changed, if there is none."""
         if not self._pools.grow(slot, num_tokens):
@@ -68,7 +73,7 @@ class KVManager:
         """Let others use the blocks that a sequence has computed."""
         if self._prefix_caching:
             digests = self._written(sequence)
-            self._pools.publish(sequence.slot, digests, sequence.fills_draft)
+            self._pools.publish(sequence.slot, digests, self._has_draft(sequence))
             self._computed(sequence, digests)
 
     def vacate(self, sequence: Sequence) -> None:
@@ -76,15 +81,15 @@ class KVManager:
 
         A slot to which a draft lane may still write is kept apart until :meth:`halted`.
         """
-        slot, digests = sequence.slot, []
+        slot, digests, with_draft = sequence.slot, [], self._has_draft(sequence)
         if self._prefix_caching:
             digests = self._written(sequence)
             self._computed(sequence, sequence.digests)
         sequence.slot = -1
         if self._table.ahead[slot]:
-            self._lingering.append((slot, list(digests), sequence.fills_draft))
+            self._lingering.append((slot, list(digests), with_draft))
         else:
-            self._free(slot, digests, sequence.fills_draft)
+            self._free(slot, digests, with_draft)
 
     @property
     def num_lingering(self) -> int:
@@ -107,6 +112,12 @@ class KVManager:
             self._pools.release(slot)
         self._table.clear(slot)
 
+    def _has_draft(self, sequence: Sequence) -> bool:
+        """Whether the draft's cache has the rows of a sequence that has a slot: all along, or by
+        now, but for less than a block."""
+        lacking = self._table.target_len[sequence.slot] - self._table.draft_len[sequence.slot]
+        return sequence.fills_draft or bool(lacking < self._pools.block_size)
+
     def _readable(self, sequence: Sequence) -> list[bytes]:
         """Names of the blocks that a sequence may take over: one token must be left to compute."""
         if not self._prefix_caching:
@@ -121,7 +132,7 @@ class KVManager:
         """Names of the blocks whose rows are written and committed."""
         table, slot = self._table, sequence.slot
         rows = min(table.target_len[slot], table.committed[slot])
-        if sequence.fills_draft:
+        if self._has_draft(sequence):
             rows = min(rows, table.draft_len[slot])
         digests = extend_digests(
             sequence.digests, table.tokens[slot, : int(rows)], self._pools.block_size

@@ -35,7 +35,14 @@ from pdv_mp.scheduling.sequences import (
 )
 from pdv_mp.speculation.draft_length.controller import Column, DecodeBatch, DraftLengthController
 from pdv_mp.speculation.ngram import NGramIndex
-from pdv_mp.stages.messages import DraftOrder, Prefilled, Proposal, TokenLogprobs, Verdict
+from pdv_mp.stages.messages import (
+    USUALLY_FED,
+    DraftOrder,
+    Prefilled,
+    Proposal,
+    TokenLogprobs,
+    Verdict,
+)
 from pdv_mp.timeline import Timeline, state_index
 from pdv_mp.wire.engine import Finish, Open, PromptLogprobs, Tokens
 
@@ -43,17 +50,18 @@ _WIRE = state_index("front>verify.wire")
 _DECODE = state_index("front>verify.decode")
 _ADMISSION = state_index("prefill.queue")
 _PREFILL_INBOX = state_index("prefill.inbox")
+_PREFILL_BUSY = state_index("prefill.busy")
 _BATCH_QUEUE = state_index("verify.queue")
 _DRAFT_INBOX = state_index("draft.inbox")
 _VERIFY_INBOX = state_index("verify.inbox")
 _PREEMPTED = state_index("verify.preempted")
 _RESTART = state_index("prefill.restart")
 
-USUALLY_FED = 2
-"""Tokens that the draft's cache lacks after a cycle whose drafts were all kept."""
-
 FILLED_IN_SILENCE = 4
-"""Sequences whose prompts the draft reads although nothing is drafted."""
+"""Sequences that the draft is kept near to although nothing is drafted."""
+
+NEAR = 64
+"""Tokens that the draft lacks of those at most."""
 
 DEATHS_BEFORE_ALONE = 2
 """Deaths of a lane that had a request in its batch, after which the request is treated apart."""
@@ -207,8 +215,9 @@ class Scheduler:
 
     # ------------------------------------------------------------------ arrivals and departures
 
-    def submit(self, message: Open) -> None:
-        """Take over a request; the front has checked that it fits this engine."""
+    def submit(self, message: Open, now: int = 0, computed_until: int = 0) -> None:
+        """Take over a request; the front has checked that it fits this engine. It is ``now``, or
+        when the message was decoded; since then the worker computed until ``computed_until``."""
         temperature, top_k, top_p, min_p, seed = message.sampling
         params = SamplingParams(
             temperature=temperature,
@@ -220,17 +229,22 @@ class Scheduler:
         timeline = Timeline.unpack(message.timeline)
         timeline.enter(_WIRE, message.stamps.sent_ns)
         timeline.enter(_DECODE, message.stamps.received_ns)
-        timeline.enter(_ADMISSION, message.stamps.decoded_ns)
+        decoded_ns = message.stamps.decoded_ns
+        if computed_until > decoded_ns:
+            timeline.enter(_PREFILL_BUSY, decoded_ns)
+        timeline.enter(_PREFILL_INBOX, max(decoded_ns, computed_until))
+        timeline.enter(_ADMISSION, max(now, decoded_ns, computed_until))
         sequence = Sequence(
             request=message.request,
             token_ids=message.prompt_ids,
             max_len=len(message.prompt_ids) + message.max_tokens,
+            budget=message.max_tokens,
             params=params,
             seed=seed,
             stop_ids=message.stop_ids,
             report_timeline=message.report_timeline,
             timeline=timeline,
-            submitted_ns=message.stamps.decoded_ns,
+            submitted_ns=decoded_ns,
             age=self._submitted,
             logprobs=message.logprobs,
             prompt_logprobs=message.prompt_logprobs,
@@ -339,13 +353,20 @@ class Scheduler:
 
     def _fills_draft(self, sequence: Sequence) -> bool:
         """Whether a prompt goes into the draft's cache as well. While nothing is drafted, only a
-        few do: those at which the controller can look at little cost. Where lanes hand KV on, all
-        that may be drafted for do."""
+        few do: those for which the controller can explore at little cost. What the verifier finds
+        in the prefix cache and the draft does not is not computed again for the draft's sake.
+        Where lanes hand KV on, all that may be drafted for do."""
         if not sequence.params.speculate or self._ngrams is not None:
             return False
-        if self._controller.length or not self._chooses_what_to_fill:
+        if not self._chooses_what_to_fill:
             return True
-        return int(self._table.fills_draft.sum()) < FILLED_IN_SILENCE
+        if not self._controller.length:
+            table = self._table
+            is_near = table.target_len - table.draft_len <= NEAR
+            near = int((table.fills_draft & is_near).sum())
+            if near == 0 or near >= FILLED_IN_SILENCE:
+                return near == 0
+        return not self._kv.verifier_knows_more(sequence)
 
     def _prompts(self) -> list[Sequence]:
         return [sequence for slot in self._prefilling if (sequence := self._by_slot[slot])]
@@ -517,10 +538,12 @@ class Scheduler:
         if self._ngrams is not None or not self._chooses_what_to_fill:
             return 0.0
         table = self._table
-        prompts = total(table.num_prompt[slots])
-        read = prompts - total(table.cached[slots])
-        of_many = max(0, len(slots) - FILLED_IN_SILENCE) / len(slots)
-        return of_many * read / max(1, total(table.max_len[slots]) - prompts)
+        slots = slots[table.speculates[slots]]
+        if len(slots) <= FILLED_IN_SILENCE:
+            return 0.0
+        budget = total(table.budget[slots])
+        read = total(table.max_len[slots]) - budget - total(table.cached[slots])
+        return (1 - FILLED_IN_SILENCE / len(slots)) * read / budget
 
     def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
         """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that

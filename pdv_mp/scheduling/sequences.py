@@ -36,16 +36,18 @@ class Sequence:
     """One request as its scheduler sees it; its numbers are columns of :class:`SequenceTable`.
 
     ``token_ids``: what is to be computed at admission: the prompt, and after a pre-emption the
-    output so far as well. ``age``: requests with lower numbers came first. ``digests``: names of
-    the whole blocks of the text, as far as they were needed. ``prefill_deaths``, ``draft_deaths``:
-    how often such a lane has died while it worked on this request. ``fills_draft``: its prompt goes
-    into the draft's cache as well; otherwise that lacks it until something is drafted.
+    output so far as well. ``budget``: tokens that it may get in all. ``age``: requests with lower
+    numbers came first. ``digests``: names of the whole blocks of the text, as far as they were
+    needed. ``prefill_deaths``, ``draft_deaths``: how often such a lane has died while it worked on
+    this request. ``fills_draft``: its prompt goes into the draft's cache as well; otherwise that
+    lacks it until something is drafted.
     ``slot`` is -1 while it has none; it belongs to the scheduler's pools.
     """
 
     request: int
     token_ids: npt.NDArray[np.int32]
     max_len: int
+    budget: int
     params: SamplingParams
     seed: int
     stop_ids: tuple[int, ...]
@@ -80,6 +82,7 @@ class SequenceTable:
     (``draft_len``). Rows above these lengths are stale and are overwritten before they are read.
     ``fills_draft`` marks a slot whose prompt goes into the draft's cache as well.
     ``num_prompt``: tokens to prefill: the prompt, and after a pre-emption the output so far too.
+    ``budget``: tokens that it may get, those that it has included.
     ``room``: tokens for which the slot has KV blocks. ``cached``: prompt tokens that came from the
     prefix cache at first admission.
     ``reports`` marks a slot whose timeline goes to the front with every token, ``at_once`` one
@@ -97,6 +100,7 @@ class SequenceTable:
         self.request = np.full(num_slots, -1, np.int64)
         self.num_prompt = np.zeros(num_slots, np.int64)
         self.max_len = np.zeros(num_slots, np.int64)
+        self.budget = np.zeros(num_slots, np.int64)
         self.room = np.zeros(num_slots, np.int64)
         self.cached = np.zeros(num_slots, np.int64)
         self.queued_ns = np.zeros(num_slots, np.int64)
@@ -131,6 +135,7 @@ class SequenceTable:
         self.room[slot] = room
         self.cached[slot] = sequence.cached
         self.max_len[slot] = sequence.max_len
+        self.budget[slot] = sequence.budget
         self.queued_ns[slot] = sequence.queued_ns
         self.committed[slot] = sequence.num_tokens
         self.target_len[slot] = num_cached

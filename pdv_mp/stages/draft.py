@@ -8,15 +8,19 @@ import numpy as np
 
 from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources.resources import ModelRunner
+from pdv_mp.scheduling.columns import ragged_range
 from pdv_mp.speculation.acceptance import AcceptanceRule, DraftLaws
 from pdv_mp.speculation.sampling import SamplingTable
 from pdv_mp.speculation.shared_gumbel import SharedGumbel
 from pdv_mp.stages.draft_ahead import Ahead
-from pdv_mp.stages.messages import Column, DraftOrder, Proposal
+from pdv_mp.stages.messages import USUALLY_FED, Column, DraftOrder, Proposal
 from pdv_mp.stages.messages import known as known_ids
 
 MAX_FED = 256
 """Tokens of a text that may be fed together with the first step of its draft."""
+
+MAX_FED_TOGETHER = 512
+"""The same for the texts of a batch together."""
 
 
 class DraftStage:
@@ -198,29 +202,38 @@ class DraftStage:
 
     def _catch_up(self, order: DraftOrder, most: int) -> tuple[Column, Column]:
         """Tokens to feed with the first step, and where those of each slot start. Of a text that
-        the cache lacks more of than ``most`` tokens all but the last one are fed before, in
-        batches of its own, so that no step grows with the length of texts."""
+        the cache lacks more of than ``most`` tokens, or of any longer one if all together would be
+        more than :data:`MAX_FED_TOGETHER`, all but the last one are fed before, so that no step
+        grows with the length of texts."""
         token_ids, fed = order.ids.astype(np.int64), order.base - order.starts
+        if len(token_ids) > MAX_FED_TOGETHER:
+            most = min(most, USUALLY_FED)
         if int(fed.max()) <= most:
             return token_ids, order.starts
         starts, kept = order.starts.copy(), np.ones(len(token_ids), np.bool_)
         ends = np.cumsum(fed)
-        for row in np.flatnonzero(fed > most):
-            first, last = int(ends[row] - fed[row]), int(ends[row]) - 1
-            kept[first:last] = False
-            for begin in range(first, last, MAX_FED):
-                part = token_ids[begin : min(begin + MAX_FED, last)]
-                slot = order.slots[row : row + 1]
-                batch = ForwardBatch.build(
-                    part,
-                    np.array([len(part)]),
-                    starts[row : row + 1],
-                    slot,
-                    logit_rows=np.zeros(0, np.int64),
-                    device=self._draft.device,
-                )
-                self._draft.forward(batch)
-                starts[row] += len(part)
+        rows = np.flatnonzero(fed > most)
+        first, last = ends[rows] - fed[rows], ends[rows] - 1
+        while len(rows):
+            # As much of each text as fits, the first ones first.
+            left = np.minimum(last - first, MAX_FED)
+            count = max(1, int(np.searchsorted(np.cumsum(left), MAX_FED_TOGETHER, "right")))
+            lengths, slots = left[:count], rows[:count]
+            fed_now = ragged_range(first[:count], lengths)
+            batch = ForwardBatch.build(
+                token_ids[fed_now],
+                lengths,
+                starts[slots],
+                order.slots[slots],
+                logit_rows=np.zeros(0, np.int64),
+                device=self._draft.device,
+            )
+            self._draft.forward(batch)
+            kept[fed_now] = False
+            starts[slots] += lengths
+            first[:count] += lengths
+            going = first < last
+            rows, first, last = rows[going], first[going], last[going]
         return token_ids[kept], starts
 
     def _batch(self, token_ids: Column, fed: Column, starts: Column, slots: Column) -> ForwardBatch:

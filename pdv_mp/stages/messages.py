@@ -19,6 +19,9 @@ from pdv_mp.speculation.sampling import SamplingColumns
 
 Column = npt.NDArray[np.int64]
 
+USUALLY_FED = 2
+"""Tokens that the draft's cache lacks after a cycle whose drafts were all kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

@@ -1,4 +1,5 @@
-"""Prefill: prompts into the caches of both models, chunk by chunk."""
+"""Prefill: prompts into the verifier's cache, and into the draft's where that is wanted, chunk by
+chunk."""
 
 from __future__ import annotations
 

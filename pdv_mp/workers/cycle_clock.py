@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pdv_mp.scheduling.columns import total
-from pdv_mp.scheduling.scheduler import USUALLY_FED
 from pdv_mp.speculation.draft_length.controller import CycleTimes
-from pdv_mp.stages.messages import DraftOrder, Proposal
+from pdv_mp.stages.messages import USUALLY_FED, DraftOrder, Proposal
 
 
 class CycleClock:

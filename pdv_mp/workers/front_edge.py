@@ -28,7 +28,8 @@ class FrontEdge:
     belongs to the loop. The socket belongs to whoever holds ``_lock``.
 
     Sends never block: the queue is unbounded, and what can wait in it is bounded by the credits
-    that the front has been given. ``fd`` becomes readable when something has come.
+    that the front has been given. ``fd`` becomes readable when something has come. The thread
+    sleeps until then whatever ``--wait`` says: else it would take a core from whoever computes.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class FrontEdge:
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._socket.setsockopt(option, 0)
         self._socket.connect(f"ipc://{run_dir / wire.engine_socket(generation, replica)}")
+        self._readable = int(self._socket.getsockopt(zmq.FD))
         self._generation = generation
         self._lock = threading.Lock()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -59,6 +61,7 @@ class FrontEdge:
     def start(self) -> None:
         """Begin to take in what comes."""
         self._receiving = self._executor.submit(self._take_in_all)
+        self._receiving.add_done_callback(lambda _: os.eventfd_write(self.fd, 1))
 
     def send(self, message: wire.EngineMessage, encode_ns: int | None = None) -> None:
         """Encode a message and hand it to the socket."""
@@ -95,7 +98,7 @@ class FrontEdge:
 
     def _take_in_all(self) -> None:
         waiting = Waiting(HandoffOptions())
-        waiting.register(int(self._socket.getsockopt(zmq.FD)))
+        waiting.register(self._readable)
         waiting.register(self._look)
         try:
             while not self._is_closing:
@@ -104,7 +107,6 @@ class FrontEdge:
                     os.eventfd_read(self._look)
         finally:
             waiting.close()
-            os.eventfd_write(self.fd, 1)
 
     def _take_in(self) -> None:
         """Take in all that has arrived, which makes the descriptor tell of the next arrival."""

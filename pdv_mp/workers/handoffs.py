@@ -38,6 +38,7 @@ BUSY = "busy"
 
 _ARRIVAL = (*PARTS[:3], BUSY)
 _HERE = ""
+_BESIDE = "beside"
 
 SAMPLES_WAITING = 4096
 """Samples of one kind that wait to be counted."""
@@ -132,12 +133,15 @@ class Handoffs:
 
     # ------------------------------------------------------------------ messages
 
-    def received(self, edge: str, stamps: Stamps, replica: int = 0) -> None:
-        """A message came to this process."""
+    def received(
+        self, edge: str, stamps: Stamps, replica: int = 0, *, beside: bool = False
+    ) -> None:
+        """A message came to this process. ``beside``: a thread received it, which no batch kept
+        from doing so."""
         handoff = self._edges[edge]
         handoff.messages += 1
         handoff.bytes += stamps.size
-        self._arrived(edge, stamps, replica)
+        self._arrived(edge, stamps, replica, _BESIDE if beside else _HERE)
 
     def returned(self, edge: str, stamps: Stamps, batch: BatchStamps) -> None:
         """The results of a lane's batch came."""

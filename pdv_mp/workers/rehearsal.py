@@ -4,17 +4,19 @@ lengths starts with, so that no request pays for learning what a step costs."""
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.memory.blocks import blocks_for
 from pdv_mp.memory.paged_kv_cache import PagedKVCache
+from pdv_mp.model.batch import ForwardBatch
 from pdv_mp.resources.resources import Resources
 from pdv_mp.scheduling.counters import Counters
-from pdv_mp.scheduling.scheduler import USUALLY_FED
 from pdv_mp.scheduling.sequences import SequenceTable
 from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.make import AUTO
@@ -23,6 +25,7 @@ from pdv_mp.stages.draft import DraftStage
 from pdv_mp.stages.messages import DraftOrder, Proposal
 from pdv_mp.stages.verify import VerifyStage
 from pdv_mp.topology import scheduling_of
+from pdv_mp.workers.device import finish
 
 CONTEXT = 128
 """Tokens of each invented text."""
@@ -30,8 +33,6 @@ LENGTHS = (0, 1, 2, 4, 8, 16, 32, 64)
 """Draft lengths that are measured, as far as they are allowed; costs between are interpolated."""
 REPEATS = 3
 """Times that a cycle runs, or one less if it is slow; the first may prepare what the others use."""
-MAX_READING = 4
-"""Texts that the draft reads to see what that costs."""
 SLOW_NS = 30_000_000
 BUDGET_NS = 3_000_000_000
 """Time after which no larger batch is begun."""
@@ -39,7 +40,16 @@ AGAIN_NS = 1_000_000_000
 """Time after which no batch is begun the second time."""
 
 
-def rehearse(resources: Resources, config: EngineConfig) -> list[CycleTimes]:
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """``times``: of cycles of uniform batches. ``read_ns``: of a token of a prompt that the draft
+    reads, 0 where this process does not draft."""
+
+    times: tuple[CycleTimes, ...] = ()
+    read_ns: float = 0.0
+
+
+def rehearse(resources: Resources, config: EngineConfig) -> Rehearsed:
     """Run cycles of growing batches through the draft and verify stages of this process and say
     what they took; nothing where the draft length is not chosen by costs.
 
@@ -47,9 +57,9 @@ def rehearse(resources: Resources, config: EngineConfig) -> list[CycleTimes]:
     """
     options = config.speculation
     if options.num_speculative_tokens != AUTO or options.draft_controller != "goodput":
-        return []
+        return Rehearsed()
     if not resources.has_draft and ngram_of(options) is None:
-        return []
+        return Rehearsed()
     stage = _Rehearsal(resources, config)
     began = time.monotonic_ns()
     found: dict[int, list[CycleTimes]] = {}
@@ -70,8 +80,8 @@ def rehearse(resources: Resources, config: EngineConfig) -> list[CycleTimes]:
         ]
         if time.monotonic_ns() - began > AGAIN_NS:
             break
-    times = [one for times in found.values() for one in times]
-    return times + stage.readings(max(found, default=0))
+    every = tuple(one for times in found.values() for one in times)
+    return Rehearsed(every, stage.read_ns(scheduling_of(config).max_num_batched_tokens))
 
 
 def _shorter(one: CycleTimes, other: CycleTimes) -> CycleTimes:
@@ -120,17 +130,33 @@ class _Rehearsal:
         if self._most:
             yield self._most
 
-    def readings(self, most: int) -> list[CycleTimes]:
-        """A cycle in which the draft reads the texts of some sequences, ``most`` at most."""
-        sequences = min(most, MAX_READING)
-        if self._draft is None or not sequences or not self.longest:
-            return []
-        runs = [self.cycle(sequences, 1, reads=True) for _ in range(REPEATS)]
-        return [functools.reduce(_shorter, runs)]
+    def read_ns(self, most: int) -> float:
+        """What a token of a prompt costs that the draft reads in a chunk of ``most`` tokens or a
+        few less."""
+        draft = self._resources.prefill_draft
+        sequences = min(self._most, max(1, most // max(1, self._context)))
+        if draft is None or not sequences:
+            return 0.0
+        slots, lengths = np.arange(sequences), np.full(sequences, min(self._context, most))
+        chunk = ForwardBatch.build(
+            self._table.ragged_tokens(slots, 0 * slots, lengths).astype(np.int64),
+            lengths,
+            0 * slots,
+            slots,
+            logit_rows=np.zeros(0, np.int64),
+            device=draft.device,
+        )
+        best = math.inf
+        for _ in range(REPEATS):
+            began = time.monotonic_ns()
+            draft.forward(chunk)
+            finish(draft.device)
+            best = min(best, time.monotonic_ns() - began)
+        return best / chunk.num_rows
 
-    def cycle(self, sequences: int, length: int, *, reads: bool = False) -> CycleTimes:
-        """Draft and verify once, and forget the outcome. ``reads``: the draft lacks the texts."""
-        order = self._order(sequences, length, 0 if reads else self._context - 1)
+    def cycle(self, sequences: int, length: int) -> CycleTimes:
+        """Draft and verify once, and forget the outcome."""
+        order = self._order(sequences, length)
         drafts, draft_ns = length if self._draft is not None else 0, 0
         began = time.monotonic_ns()
         if self._draft is not None and length:
@@ -153,21 +179,19 @@ class _Rehearsal:
             verify_ns=ended - picked,
             drafting=sequences if drafts else 0,
             steps=drafts,
-            fed=sequences * max(0, self._context - USUALLY_FED) if reads else 0,
             draft_ns=draft_ns,
         )
 
-    def _order(self, sequences: int, length: int, start: int) -> DraftOrder:
+    def _order(self, sequences: int, length: int) -> DraftOrder:
         slots = np.arange(sequences)
         base = self._table.committed[slots]
-        starts = np.full(sequences, start)
         return DraftOrder(
             cycle=0,
             slots=slots,
             base=base,
             lengths=np.full(sequences, length),
-            starts=starts,
-            ids=self._table.ragged_tokens(slots, starts, base - starts),
+            starts=base - 1,
+            ids=self._table.tokens[slots, base - 1],
             fresh=slots,
             sampling=self._table.sampling.get(slots),
         )

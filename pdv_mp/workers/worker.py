@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,7 +29,6 @@ from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
 from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
-from pdv_mp.speculation.draft_length.controller import CycleTimes
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller
 from pdv_mp.speculation.ngram import make_index
@@ -42,13 +40,14 @@ from pdv_mp.stages.verify import VerifyStage
 from pdv_mp.timeline import state_index
 from pdv_mp.topology import scheduling_of
 from pdv_mp.wire import stages as wire
-from pdv_mp.wire.engine import Finish, PromptLogprobs, Tokens
+from pdv_mp.wire.engine import Finish, Open, PromptLogprobs, Tokens
 from pdv_mp.wire.frames import Stamps, WireError
 from pdv_mp.wire.protocol import MAX_BATCHES
 from pdv_mp.workers.batch_record import BatchRecords
 from pdv_mp.workers.cycle_clock import CycleClock
 from pdv_mp.workers.flight_record import FlightRecord
 from pdv_mp.workers.handoffs import Handoffs
+from pdv_mp.workers.rehearsal import Rehearsed
 from pdv_mp.workers.trace import Trace
 
 PREFILL_AHEAD = 4
@@ -112,7 +111,7 @@ class Worker:
 
     ``lanes``: by stage, how to reach the processes that host the others. A lane takes no work
     before it has said that it is ready: until then prompts wait, and the verifier decodes alone.
-    ``rehearsed``: what cycles took before, for the controller of draft lengths.
+    ``rehearsed``: what was measured before, for the controller of draft lengths.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class Worker:
         record: FlightRecord | None = None,
         lanes: Mapping[str, Send] | None = None,
         lock: Lock | None = None,
-        rehearsed: SequenceOf[CycleTimes] = (),
+        rehearsed: Rehearsed | None = None,
     ) -> None:
         self._config = config
         self._record = record
@@ -171,7 +170,8 @@ class Worker:
             if can_draft
             else FixedLength(0, resources.num_slots)
         )
-        self.controller.rehearsed(rehearsed)
+        if rehearsed is not None:
+            self.controller.rehearsed(rehearsed.times, rehearsed.read_ns)
         self.scheduler = Scheduler(
             self.table,
             resources.pools,
@@ -196,6 +196,7 @@ class Worker:
             self._release,
         )
         self._prefill_turn = True
+        self._computed_until_ns = 0
         self._halting = False
         self._groups = [Group(index) for index in range(num_groups)]
 
@@ -204,6 +205,10 @@ class Worker:
         self.batches.trace = self.handoffs.trace = trace
 
     # ------------------------------------------------------------------ from the front
+
+    def open(self, message: Open) -> None:
+        """Take over a request, which may have come while a batch was computed."""
+        self.scheduler.submit(message, time.monotonic_ns(), self._computed_until_ns)
 
     def close(self, requests: Iterable[int]) -> None:
         """End requests at the front's wish; each is answered by a finishing entry."""
@@ -404,7 +409,8 @@ class Worker:
     def _start_cycle(self, group: Group, verifies: bool = True) -> bool:
         """Begin a group's next cycle; False if there is nothing to do before a message arrives.
         ``verifies``: what needs no drafts is verified at once, and not left to the next step, and
-        so is what was drafted here if no lane could have sent anything meanwhile."""
+        so is what was drafted here if no lane could have sent anything meanwhile, and nobody else
+        waits for the device."""
         drafting = self._who_drafts()
         self._recorded_before_ns = self._recorded_ns
         cycle = self.scheduler.start_cycle(time.monotonic_ns(), drafting, group.index)
@@ -418,7 +424,7 @@ class Worker:
         if cycle.drafts is not None and self.draft is not None and drafting is Drafting.HERE:
             self.draft.put(cycle.drafts)
             self._run_draft(group)
-            if verifies and not self._lanes:
+            if verifies and not self._lanes and not self._lock.exclusive:
                 self._run_verify(group)
         elif cycle.drafts is not None:
             group.owed = cycle.drafts
@@ -581,7 +587,7 @@ class Worker:
         discarded: int = 0,
     ) -> int:
         """Stamp a batch's results as known, and record it."""
-        ended = time.monotonic_ns()
+        ended = self._computed_until_ns = time.monotonic_ns()
         enter_all(sequences, _PUBLISH[stage], ended)
         self._move_pending(_INBOX_OF, ended)
         self.handoffs.ended(stage, picked, ended)

@@ -70,7 +70,7 @@ def run_worker(
     lock = device_lock(config, run_dir)
     send = {stage: edge.send for stage, edge in lanes.items()}
     # One that is started again is waited for.
-    rehearsed = [] if generation else rehearse(resources, config)
+    rehearsed = None if generation else rehearse(resources, config)
     worker = Worker(resources, config, record, send, lock, rehearsed)
     trace = open_trace(config, run_dir, name, generation)
     if trace is not None:
@@ -90,10 +90,10 @@ def run_worker(
             process.obey(order)
         process.serve()
     finally:
+        edge.close()
         waiting.close()
         lock.close()
         resources.close()
-        edge.close()
         for lane in lanes.values():
             lane.close()
         context.term()
@@ -186,10 +186,10 @@ class WorkerProcess:
     def _handle(self, message: wire.EngineMessage) -> None:
         worker = self._worker
         if isinstance(message, (wire.Open, wire.Close)):
-            worker.handoffs.received("front>verify", message.stamps)
+            worker.handoffs.received("front>verify", message.stamps, beside=True)
         if isinstance(message, wire.Open):
             self._record.enter((message.request,))
-            worker.scheduler.submit(message)
+            worker.open(message)
         elif isinstance(message, wire.Close):
             worker.close(message.requests.tolist())
         elif isinstance(message, wire.InfoRequest):

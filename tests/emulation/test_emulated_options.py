@@ -109,7 +109,9 @@ def test_nothing_is_computed_when_cycles_are_rehearsed(
     monkeypatch.setattr("pdv_mp.speculation.shared_gumbel.sample", refuse)
     config = prepared(device, max_num_seqs=2)
     resources = build_resources(config)
-    found = rehearse(resources, config)
+    rehearsed = rehearse(resources, config)
+    found = rehearsed.times
+    assert rehearsed.read_ns > 0
     assert {times.sequences for times in found} == {1, 2}
     assert all(times.verify_ns >= 210_000 for times in found)
     assert all(times.draft_ns >= times.steps * 210_000 for times in found)

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from engine_driver import Request, Result, open_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +15,15 @@ from random_lengths import RandomLengths
 from pdv_mp.config import SchedulingOptions
 from pdv_mp.scheduling.counters import Counters
 from pdv_mp.scheduling.pools import Pools
-from pdv_mp.scheduling.scheduler import Scheduler
+from pdv_mp.scheduling.scheduler import NEAR, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable
 from pdv_mp.speculation.draft_length.controller import DraftLengthController
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.ngram import NGramIndex
 from pdv_mp.stages.messages import Prefilled, Proposal, Verdict
-from pdv_mp.timeline import STATES, Timeline
+from pdv_mp.timeline import STATES, Timeline, state_index
 from pdv_mp.wire.engine import Finish
+from pdv_mp.wire.frames import Stamps
 
 VOCABULARY = 6
 MAX_LEN = 40
@@ -339,6 +341,27 @@ def test_a_request_that_kills_the_draft_goes_on_without() -> None:
     assert len(rig.results[0].ids) == 20
 
 
+@pytest.mark.parametrize(
+    ("computed_until", "busy", "inbox"), [(0, 0, 50), (900, 0, 50), (1030, 30, 20)]
+)
+def test_what_a_request_waits_for_while_others_are_computed_is_not_a_handoff(
+    computed_until: int, busy: int, inbox: int
+) -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=1, draft_length=2)
+    rig.results[0], rig.requests[0] = Result(), Request(prompt=(1, 2), max_tokens=2)
+    message = open_message(0, rig.requests[0], report_timeline=True)
+    timeline = Timeline(state_index("front>verify.encode"), 900)
+    message.timeline, message.stamps = timeline.pack(), Stamps(900, 950, 970, 1000)
+    rig.scheduler.submit(message, 1050, computed_until)
+    (sequence,) = rig.scheduler.admit(1060)
+    states = sequence.timeline.report(1070)["states"]
+    found = [states.get(f"prefill.{what}", {"ns": 0})["ns"] for what in ("busy", "queue")]
+    assert found == [busy, 10]
+    assert states["prefill.inbox"]["ns"] == inbox + 10
+    rig.prefilling.append(sequence.slot)
+    run_to_end(rig)
+
+
 class Silent(FixedLength):
     """Holds 0 to be right until it is told otherwise."""
 
@@ -375,6 +398,15 @@ def test_while_nothing_is_drafted_the_draft_reads_a_few_prompts() -> None:
     run_to_end(rig)
 
 
+def test_seats_of_those_that_the_draft_lags_behind_are_free() -> None:
+    rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2)
+    rig.scheduler._controller = Silent(2, 16)
+    assert filled(rig, range(3)) == [True] * 3
+    for slot in rig.prefilling:
+        rig.table.target_len[slot] = NEAR + 1
+    assert filled(rig, range(3, 8)) == [True] * 4 + [False]
+
+
 def test_where_lanes_hand_kv_on_all_prompts_are_read() -> None:
     rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2, lanes=("draft",))
     rig.scheduler._controller = Silent(2, 16)
@@ -395,10 +427,15 @@ def test_a_common_beginning_is_computed_once() -> None:
     assert rig.counters.cached_tokens == 3 * 8 + 4
 
 
-def test_a_request_that_drafts_takes_only_what_both_models_have() -> None:
-    rig = Rig(np.random.default_rng(1), max_num_seqs=4, draft_length=2, prefix_caching=True)
+@pytest.mark.parametrize(("lanes", "found"), [((), 8), (("draft",), 0)])
+def test_what_the_verifier_alone_has_is_taken_where_the_draft_can_catch_up(
+    lanes: tuple[str, ...], found: int
+) -> None:
+    rig = Rig(
+        np.random.default_rng(1), max_num_seqs=4, draft_length=2, prefix_caching=True, lanes=lanes
+    )
     common = (1, 2, 3, 4, 5, 6, 7, 8, 9)
-    for key, (speculate, cached) in enumerate([(False, 0), (True, 0), (True, 8), (False, 8)]):
+    for key, (speculate, cached) in enumerate([(False, 0), (True, found), (True, 8), (False, 8)]):
         before = rig.counters.cached_tokens
         rig.submit(key, Request(prompt=common, max_tokens=2, speculate=speculate))
         run_to_end(rig)

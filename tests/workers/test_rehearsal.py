@@ -12,7 +12,7 @@ from tiny_model import TinyPair
 
 from pdv_mp.config import EngineConfig
 from pdv_mp.resources.resources import build_resources
-from pdv_mp.workers.rehearsal import rehearse
+from pdv_mp.workers.rehearsal import Rehearsed, rehearse
 from pdv_mp.workers.worker import Worker
 
 Configure = Callable[..., EngineConfig]
@@ -31,14 +31,15 @@ def configure(tiny_pair: TinyPair) -> Configure:
 def test_each_size_is_measured_and_nothing_of_it_stays(configure: Configure, layout: str) -> None:
     config = configure(kv_layout=layout)
     resources = build_resources(config)
-    times = rehearse(resources, config)
+    rehearsed = rehearse(resources, config)
+    times = rehearsed.times
+    assert rehearsed.read_ns > 0
     assert {(t.sequences, t.rows // t.sequences) for t in times} == {
         (batch, 1 + length) for batch in (1, 2, 4, 6) for length in (0, 1, 2, 4)
     }
     assert all(t.verify_ns > 0 and (t.draft_ns > 0) == (t.steps > 0) for t in times)
     assert all(t.drafting == (t.sequences if t.steps else 0) for t in times)
-    assert [(t.sequences, t.steps, t.fed > 0) for t in times if t.fed] == [(4, 1, True)]
-    worker = Worker(resources, config, rehearsed=times)
+    worker = Worker(resources, config, rehearsed=rehearsed)
     assert worker.pools.slots_in_use == worker.pools.blocks_in_use == 0
     requests = [Request(prompt=(5, i + 1), max_tokens=30, seed=i) for i in range(6)]
     texts = [result.ids for result in run(worker, requests, np.random.default_rng(0))]
@@ -50,8 +51,10 @@ def test_each_size_is_measured_and_nothing_of_it_stays(configure: Configure, lay
 
 def test_lookups_have_their_verification_measured(configure: Configure) -> None:
     config = configure(None, speculative_config='{"method": "ngram"}')
-    times = rehearse(build_resources(config), config)
+    rehearsed = rehearse(build_resources(config), config)
+    times = rehearsed.times
     assert times
+    assert rehearsed.read_ns == 0
     assert all(t.verify_ns > 0 and t.steps == t.draft_ns == 0 for t in times)
 
 
@@ -59,7 +62,7 @@ def test_no_more_sequences_than_there_is_memory_for(configure: Configure) -> Non
     config = configure(kv_cache_memory=1 << 18, max_model_len=64)
     resources = build_resources(config)
     room = resources.num_blocks * resources.plan.block_size
-    times = rehearse(resources, config)
+    times = rehearse(resources, config).times
     assert 0 < max(t.sequences for t in times) <= room // 64
 
 
@@ -76,4 +79,4 @@ def test_nothing_runs_where_costs_decide_nothing(
     configure: Configure, options: dict[str, object]
 ) -> None:
     config = configure(**options)
-    assert rehearse(build_resources(config), config) == []
+    assert rehearse(build_resources(config), config) == Rehearsed()

@@ -149,12 +149,19 @@ def test_a_length_of_0_makes_no_forward_and_no_message(
     assert (edge.messages, edge.local) == (0, 0)
 
 
+@pytest.mark.parametrize("max_fed", [3, 20, 256])
 @pytest.mark.parametrize("kv_layout", ["contiguous", "paged"])
 def test_a_draft_that_has_not_read_a_prompt_catches_up(
-    kv_layout: str, tiny_pair: TinyPair, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    kv_layout: str,
+    max_fed: int,
+    tiny_pair: TinyPair,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The verifier drafts for itself, so that every draft is right if its cache is."""
     monkeypatch.setattr("pdv_mp.scheduling.scheduler.FILLED_IN_SILENCE", 1)
+    monkeypatch.setattr("pdv_mp.stages.draft.MAX_FED", max_fed)
+    monkeypatch.setattr("pdv_mp.stages.draft.MAX_FED_TOGETHER", 2 * max_fed)
     options = {"max_model_len": 128, "num_speculative_tokens": 5, "kv_layout": kv_layout}
     worker = make_worker(tiny_pair.verifier, tiny_pair.verifier, **options)
     use_random_lengths(worker, 5, rng)

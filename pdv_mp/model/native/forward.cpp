@@ -745,7 +745,7 @@ struct Workspace {
     qkv = arena.take<float>(rows * (query + 2 * model.num_kv_heads * model.head_dim));
     attended = arena.take<float>(rows * query);
     activated = arena.take<float>(rows * model.width);
-    scale = arena.take<float>(rows * threads);
+    scale = arena.take<float>(rows > NORMS_ALONE ? rows : rows * threads);
     last_hidden = arena.take<float>(wanted * model.hidden);
     scratch = arena.take<float>(threads * scratch_size());
     counters = (8 * model.num_layers + 8) * threads * Shares::STRIDE;

@@ -108,7 +108,8 @@ class Drafts(Structure):
 
 
 PHASES = ("embed", "norm", "qkv", "rotate", "attend", "out", "gate_up", "down", "head")
-"""What the time of a forward pass is accounted to, in the order of forward.cpp."""
+"""What the time of a forward pass is accounted to, in the order of forward.cpp. The norms of a few
+rows belong to the product that follows, and rotation to attention where one task does both."""
 
 
 class NativeLibrary:

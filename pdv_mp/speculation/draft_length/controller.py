@@ -105,9 +105,9 @@ class DraftLengthController(Protocol):
     def timed(self, times: CycleTimes) -> None:
         """A cycle is over."""
 
-    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
-        """What cycles of uniform batches took before anything was served. Those that fed a text to
-        the draft as well say what that costs."""
+    def rehearsed(self, times: Sequence[CycleTimes], read_ns: float = 0.0) -> None:
+        """What cycles of uniform batches took before anything was served, and what a token costs
+        of a prompt that the draft reads (0 if that is not known)."""
 
     def forget(self, slot: int) -> None:
         """The slot has a new owner."""

@@ -86,7 +86,7 @@ class Feedback:
     def timed(self, times: CycleTimes) -> None:
         self._cycle_ns.append(times.draft_ns + times.verify_ns)
 
-    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
+    def rehearsed(self, times: Sequence[CycleTimes], read_ns: float = 0.0) -> None:
         """The rule knows what was served only."""
 
     def forget(self, slot: int) -> None:

@@ -42,7 +42,7 @@ class FixedLength:
     def timed(self, times: CycleTimes) -> None:
         """Costs play no part."""
 
-    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
+    def rehearsed(self, times: Sequence[CycleTimes], read_ns: float = 0.0) -> None:
         """Costs play no part."""
 
     def forget(self, slot: int) -> None:

@@ -3,7 +3,9 @@
 With B sequences of which each has probability p_j that its first j drafts are all kept, a cycle
 that drafts k tokens emits B + sum_j<=k sum_b p_j tokens and takes
 
-    T(k) = k * T_draft(B) + T_verify(B, k + 1) + T_overhead(k).
+    T(k) = k * T_draft(B) + T_verify(B, k + 1) + T_overhead(k) + tokens(k) * reading
+
+(reading: what the draft needs of prompts, for each token, because something is drafted).
 
 The controller takes the k in 0 .. K for which tokens divided by time is greatest (SmartSpec, arXiv
 2406.14066, with 0 allowed, costs and acceptance measured while serving, and each sequence with a
@@ -111,6 +113,7 @@ class Goodput:
         self._verify = StepCosts()
         self._draft = DraftCosts()
         self._overhead_ns = [0.0, 0.0]
+        self._read_ns = 0.0
         self._exploration = Exploration()
         self._length = min(FIRST_LENGTH, max_length)
         self._portion = 1.0
@@ -156,18 +159,16 @@ class Goodput:
             found = min(found, MAX_RATIO * so_far) if so_far else found
             self._overhead_ns[which] += rate * (found - so_far)
 
-    def rehearsed(self, times: Sequence[CycleTimes]) -> None:
+    def rehearsed(self, times: Sequence[CycleTimes], read_ns: float = 0.0) -> None:
+        self._read_ns = read_ns
         if not times:
             return
         context = times[0].context // times[0].sequences
-        verify = {(t.sequences, t.rows // t.sequences): t.verify_ns for t in times if not t.fed}
+        verify = {(t.sequences, t.rows // t.sequences): t.verify_ns for t in times}
         self._verify.rehearsed(verify, context)
-        drafts = {(t.drafting, t.steps): t.draft_ns for t in times if t.drafting and not t.fed}
+        drafts = {(t.drafting, t.steps): t.draft_ns for t in times if t.drafting}
         if drafts:
             self._draft.rehearsed(drafts)
-        for t in times:
-            if t.fed:
-                self._draft.add(t.drafting, t.steps, t.fed, t.draft_ns)
         self._since_change = DWELL  # the first length was a guess
 
     # ------------------------------------------------------------------ decisions
@@ -359,8 +360,7 @@ class Goodput:
         if not self._length:
             catch_up = float(batch.gaps[batch.limits > 0].sum()) * self._draft.fed_ns(drafting)
             before[1:] += catch_up / min(CATCH_UP_HORIZON, float(batch.remaining.mean()))
-        if batch.reading and self._draft.knows_fed:
-            before[1:] += batch.reading * self._draft.fed_ns(drafting) * tokens[1:]
+        before[1:] += batch.reading * self._read_ns * tokens[1:]
         return before
 
     def _times(
