@@ -54,4 +54,4 @@ class RandomLengths:
 def use_random_lengths(worker: Worker, max_length: int, rng: np.random.Generator) -> None:
     """Let it decide instead of the worker's own controller, which allows as many tokens."""
     assert worker.controller.max_length == max_length
-    worker.controller = worker.scheduler._controller = RandomLengths(max_length, rng)
+    worker.controller = worker.scheduler._drafts.controller = RandomLengths(max_length, rng)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from pdv_mp.config import SchedulingOptions
 from pdv_mp.sampling_params import SamplingParams
 from pdv_mp.scheduling.columns import total
 from pdv_mp.scheduling.counters import Counters
+from pdv_mp.scheduling.draft_plan import Drafting, DraftPlan
 from pdv_mp.scheduling.emissions import Emissions, logprob_columns
 from pdv_mp.scheduling.kv_manager import KVManager
 from pdv_mp.scheduling.orders import draft_order
@@ -33,10 +33,9 @@ from pdv_mp.scheduling.sequences import (
     Slots,
     enter_all,
 )
-from pdv_mp.speculation.draft_length.controller import Column, DecodeBatch, DraftLengthController
+from pdv_mp.speculation.draft_length.controller import Column, DraftLengthController
 from pdv_mp.speculation.ngram import NGramIndex
 from pdv_mp.stages.messages import (
-    USUALLY_FED,
     DraftOrder,
     Prefilled,
     Proposal,
@@ -57,24 +56,10 @@ _VERIFY_INBOX = state_index("verify.inbox")
 _PREEMPTED = state_index("verify.preempted")
 _RESTART = state_index("prefill.restart")
 
-FILLED_IN_SILENCE = 4
-"""Sequences that the draft is kept near to although nothing is drafted."""
-
-NEAR = 64
-"""Tokens that the draft lacks of those at most."""
-
 DEATHS_BEFORE_ALONE = 2
 """Deaths of a lane that had a request in its batch, after which the request is treated apart."""
 
 DEATHS_BEFORE_FAILURE = 3
-
-
-class Drafting(Enum):
-    """Where the drafts of a cycle are made."""
-
-    NONE = "nowhere"
-    HERE = "here"
-    IN_LANE = "in a lane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +109,13 @@ class Scheduler:
         self._table = table
         self._pools = pools
         self._kv = KVManager(table, pools, counters, prefix_caching)
+        fills_all = "prefill" in lanes or "draft" in lanes
+        self._drafts = DraftPlan(table, self._kv, controller, ngrams, fills_all)
         self._ngrams = ngrams
         self._scheduling = scheduling
-        self._controller = controller
         self._prefill_backlog = prefill_backlog
         self._prefill_is_here = "prefill" not in lanes
         self._draft_is_here = "draft" not in lanes
-        self._chooses_what_to_fill = self._prefill_is_here and self._draft_is_here
         self._cycle = 0
         self._groups = groups
         self._counters = counters
@@ -224,7 +209,7 @@ class Scheduler:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
-            speculate=message.speculate and self._controller.max_length > 0,
+            speculate=message.speculate and self._drafts.controller.max_length > 0,
         )
         timeline = Timeline.unpack(message.timeline)
         timeline.enter(_WIRE, message.stamps.sent_ns)
@@ -330,12 +315,12 @@ class Scheduler:
             if self._prefilling and any(map(self._is_suspect, (sequence, *self._prompts()))):
                 break  # a suspect is prefilled alone
             spare = len(self._running) + len(self._ready)
-            sequence.fills_draft = self._fills_draft(sequence)
-            if not self._kv.admit(sequence, 1 + self._controller.max_length, spare):
+            sequence.fills_draft = self._drafts.fills(sequence)
+            if not self._kv.admit(sequence, 1 + self._drafts.controller.max_length, spare):
                 break
             self._waiting.popleft()
             slot = sequence.slot
-            self._controller.forget(slot)
+            self._drafts.controller.forget(slot)
             if self._ngrams is not None:
                 self._ngrams.forget(slot)
             if sequence.admissions == 1:
@@ -350,23 +335,6 @@ class Scheduler:
                 sequence.timeline.enter(_PREFILL_INBOX, now)
             admitted.append(sequence)
         return admitted
-
-    def _fills_draft(self, sequence: Sequence) -> bool:
-        """Whether a prompt goes into the draft's cache as well. While nothing is drafted, only a
-        few do: those for which the controller can explore at little cost. What the verifier finds
-        in the prefix cache and the draft does not is not computed again for the draft's sake.
-        Where lanes hand KV on, all that may be drafted for do."""
-        if not sequence.params.speculate or self._ngrams is not None:
-            return False
-        if not self._chooses_what_to_fill:
-            return True
-        if not self._controller.length:
-            table = self._table
-            is_near = table.target_len - table.draft_len <= NEAR
-            near = int((table.fills_draft & is_near).sum())
-            if near == 0 or near >= FILLED_IN_SILENCE:
-                return near == 0
-        return not self._kv.verifier_knows_more(sequence)
 
     def _prompts(self) -> list[Sequence]:
         return [sequence for slot in self._prefilling if (sequence := self._by_slot[slot])]
@@ -478,7 +446,7 @@ class Scheduler:
         table = self._table
         slots = np.array(sorted(self._members(group)), np.int64)
         base = table.committed[slots]
-        lengths, looked_up = self._draft_lengths(slots, base, drafting)
+        lengths, looked_up = self._drafts.lengths(slots, base, drafting, len(self._ready))
         if np.any(base + lengths > table.room[slots]):
             granted = self._make_room(slots, base + lengths, now)
             slots, base, lengths = slots[granted], base[granted], lengths[granted]
@@ -506,44 +474,6 @@ class Scheduler:
             plain = Proposal(rest, base[~drafts], lengths[~drafts], none)
             enter_all(self.sequences(rest), _VERIFY_INBOX, now)
         return Cycle(order, plain)
-
-    def _draft_lengths(
-        self, slots: Slots, base: Column, drafting: Drafting
-    ) -> tuple[Column, Column]:
-        """How many tokens are drafted for each of the slots that are about to start a cycle, [B],
-        and these tokens where they are looked up, [B, K]."""
-        table, controller, ngrams = self._table, self._controller, self._ngrams
-        remaining: Column = table.max_len[slots] - base
-        room = np.minimum(controller.max_length, remaining - 1)
-        limits: Column = np.where(table.speculates[slots], room, 0)
-        ids, kinds = np.zeros((len(slots), 0), np.int64), None
-        if drafting is Drafting.NONE and ngrams is None:
-            return np.zeros_like(limits), ids
-        if not limits.any() or controller.passes():
-            return np.zeros_like(limits), ids
-        gaps = np.maximum(0, base - table.draft_len[slots] - USUALLY_FED)
-        if ngrams is not None:
-            ids, matched = ngrams.propose(table.tokens, slots, base, int(limits.max()))
-            limits = np.where(matched > 0, limits, 0)
-            kinds = np.maximum(0, matched - ngrams.least)
-            gaps = np.zeros_like(gaps)
-        reading = self._reading(slots)
-        batch = DecodeBatch(slots, limits, base, remaining, gaps, len(self._ready), kinds, reading)
-        lengths = controller.choose(batch)
-        return lengths, ids[:, : int(lengths.max())]
-
-    def _reading(self, slots: Slots) -> float:
-        """Tokens of prompts for each token that these sequences may get, if the draft reads them
-        only because something is drafted: see :meth:`_fills_draft`."""
-        if self._ngrams is not None or not self._chooses_what_to_fill:
-            return 0.0
-        table = self._table
-        slots = slots[table.speculates[slots]]
-        if len(slots) <= FILLED_IN_SILENCE:
-            return 0.0
-        budget = total(table.budget[slots])
-        read = total(table.max_len[slots]) - budget - total(table.cached[slots])
-        return (1 - FILLED_IN_SILENCE / len(slots)) * read / budget
 
     def _make_room(self, slots: Slots, wanted: Slots, now: int) -> Slots:
         """Let slots grow to ``wanted`` tokens, the oldest first. Returns the indices of those that
@@ -616,7 +546,7 @@ class Scheduler:
         self._counters.verify_cycles += len(drafted)
         self._counters.drafted_tokens += total(proposal.lengths)
         self._counters.accepted_tokens += total(verdict.accepted)
-        self._controller.judged(proposal.slots, proposal.lengths, verdict.accepted)
+        self._drafts.controller.judged(proposal.slots, proposal.lengths, verdict.accepted)
         outcome = _Outcome(
             emitted, verdict.accepted + 1, proposal.lengths, verdict.accepted, verdict.logprobs
         )

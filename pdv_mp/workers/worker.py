@@ -25,9 +25,10 @@ from pdv_mp.resources.resource_plan import DRAFT, TARGET
 from pdv_mp.resources.resources import Resources
 from pdv_mp.scheduling.columns import total
 from pdv_mp.scheduling.counters import Counters
+from pdv_mp.scheduling.draft_plan import Drafting
 from pdv_mp.scheduling.kv_arrivals import KVArrivals, without
 from pdv_mp.scheduling.orders import prefill_order
-from pdv_mp.scheduling.scheduler import Cycle, Drafting, Scheduler
+from pdv_mp.scheduling.scheduler import Cycle, Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable, enter_all
 from pdv_mp.speculation.draft_length.fixed import FixedLength
 from pdv_mp.speculation.draft_length.make import make_controller

@@ -14,8 +14,9 @@ from random_lengths import RandomLengths
 
 from pdv_mp.config import SchedulingOptions
 from pdv_mp.scheduling.counters import Counters
+from pdv_mp.scheduling.draft_plan import NEAR
 from pdv_mp.scheduling.pools import Pools
-from pdv_mp.scheduling.scheduler import NEAR, Scheduler
+from pdv_mp.scheduling.scheduler import Scheduler
 from pdv_mp.scheduling.sequences import Phase, Sequence, SequenceTable
 from pdv_mp.speculation.draft_length.controller import DraftLengthController
 from pdv_mp.speculation.draft_length.fixed import FixedLength
@@ -385,7 +386,7 @@ def filled(rig: Rig, keys: range, speculate: bool = True) -> list[bool]:
 def test_while_nothing_is_drafted_the_draft_reads_a_few_prompts() -> None:
     rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2)
     controller = Silent(2, 16)
-    rig.scheduler._controller = controller
+    rig.scheduler._drafts.controller = controller
     assert filled(rig, range(2)) == [True] * 2
     assert filled(rig, range(2, 4), speculate=False) == [False] * 2
     assert filled(rig, range(4, 8)) == [True] * 2 + [False] * 2
@@ -400,7 +401,7 @@ def test_while_nothing_is_drafted_the_draft_reads_a_few_prompts() -> None:
 
 def test_seats_of_those_that_the_draft_lags_behind_are_free() -> None:
     rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2)
-    rig.scheduler._controller = Silent(2, 16)
+    rig.scheduler._drafts.controller = Silent(2, 16)
     assert filled(rig, range(3)) == [True] * 3
     for slot in rig.prefilling:
         rig.table.target_len[slot] = NEAR + 1
@@ -409,7 +410,7 @@ def test_seats_of_those_that_the_draft_lags_behind_are_free() -> None:
 
 def test_where_lanes_hand_kv_on_all_prompts_are_read() -> None:
     rig = Rig(np.random.default_rng(1), max_num_seqs=8, draft_length=2, lanes=("draft",))
-    rig.scheduler._controller = Silent(2, 16)
+    rig.scheduler._drafts.controller = Silent(2, 16)
     assert filled(rig, range(6)) == [True] * 6
 
 

@@ -141,7 +141,7 @@ def test_a_length_of_0_makes_no_forward_and_no_message(
         worker: Worker = make_split(tiny_pair.verifier, tiny_pair.draft, ("draft",), rng, **options)
     else:
         worker = make_worker(tiny_pair.verifier, tiny_pair.draft, **options)
-    worker.controller = worker.scheduler._controller = Silent(4, worker.table.num_slots)
+    worker.controller = worker.scheduler._drafts.controller = Silent(4, worker.table.num_slots)
     serve_together(worker, requests)
     assert worker.counters.draft_forwards == worker.counters.drafted_tokens == 0
     assert worker.counters.generated_tokens == 32
@@ -159,7 +159,7 @@ def test_a_draft_that_has_not_read_a_prompt_catches_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The verifier drafts for itself, so that every draft is right if its cache is."""
-    monkeypatch.setattr("pdv_mp.scheduling.scheduler.FILLED_IN_SILENCE", 1)
+    monkeypatch.setattr("pdv_mp.scheduling.draft_plan.FILLED_IN_SILENCE", 1)
     monkeypatch.setattr("pdv_mp.stages.draft.MAX_FED", max_fed)
     monkeypatch.setattr("pdv_mp.stages.draft.MAX_FED_TOGETHER", 2 * max_fed)
     options = {"max_model_len": 128, "num_speculative_tokens": 5, "kv_layout": kv_layout}
